@@ -1,0 +1,85 @@
+"""The exception tree. Every error that Kvasir raises on purpose is a ``KvasirError``.
+
+KvasirError
+├── ConfigError            a setting is missing, malformed or contradictory
+├── HomeBusy               another process owns the home folder
+├── ModelError             the model cannot be used
+│   ├── ModelNotFound      nothing is at the named place, or it could not be obtained
+│   ├── UnsupportedModel   an architecture, tokenizer or RoPE kind that is refused by name
+│   ├── CorruptWeights     a header or a tensor contradicts the file or the config
+│   ├── TemplateError      the chat template fails, loops, or cannot render the messages
+│   └── DoesNotFit         the model or the KV pool needs more memory than there is
+├── RequestError           the caller's request is wrong; carries the offending parameter
+│   └── ContextTooLong     more tokens than the window holds; carries the counts
+└── EngineStopped          the engine has ended and takes no more requests
+
+Messages say what happened, why, and what to do next, in that order.
+"""
+
+from __future__ import annotations
+
+
+class KvasirError(Exception):
+    """Base of everything that Kvasir raises on purpose."""
+
+
+class ConfigError(KvasirError):
+    """A setting is missing, malformed or contradictory."""
+
+
+class HomeBusy(KvasirError):
+    """Another process holds the lock of the home folder."""
+
+
+class ModelError(KvasirError):
+    """The model cannot be used."""
+
+
+class ModelNotFound(ModelError):
+    """Nothing is at the named place, or it could not be obtained."""
+
+
+class UnsupportedModel(ModelError):
+    """The architecture, tokenizer kind, RoPE kind or weight format is not one that Kvasir runs."""
+
+
+class CorruptWeights(ModelError):
+    """A weight file's header or a tensor contradicts the file's size or the model's config."""
+
+
+class TemplateError(ModelError):
+    """The chat template fails, does not end, or cannot render the given messages."""
+
+
+class DoesNotFit(ModelError):
+    """The model or its KV pool needs more memory than there is."""
+
+
+class RequestError(KvasirError):
+    """The caller's request is wrong. ``param`` names the field, where one field is to blame."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class ContextTooLong(RequestError):
+    """More tokens than the model's window holds; nothing is ever cut silently."""
+
+    def __init__(self, *, window: int, prompt_tokens: int, max_tokens: int) -> None:
+        wanted = prompt_tokens + max_tokens
+        super().__init__(
+            f"This model's maximum context length is {window} tokens. However, you requested "
+            f"{wanted} tokens ({prompt_tokens} in the messages, {max_tokens} in the completion). "
+            "Please reduce the length of the messages or completion.",
+            param="messages",
+            code="context_length_exceeded",
+        )
+        self.window = window
+        self.prompt_tokens = prompt_tokens
+        self.max_tokens = max_tokens
+
+
+class EngineStopped(KvasirError):
+    """The engine has ended, or is ending, and takes no more requests."""

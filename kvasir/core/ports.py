@@ -1,0 +1,73 @@
+"""The protocols between layers; each has a real implementation and a virtual one.
+
+``Runner`` separates policy from computing: the scheduler plans, a runner computes. ``Engine``
+separates serving from policy: the service submits requests and is told events. Neither side of a
+port imports the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kvasir.core.events import Event
+from kvasir.core.plans import StepPlan, StepResult
+from kvasir.core.requests import Request
+
+Deliver = Callable[[Event], None]
+
+
+class Runner(Protocol):
+    """Computes steps. Used by one thread only."""
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """Carry out ``plan`` and say what came of it.
+
+        Running the same plan twice in a row has the effect of running it once, so that a failed
+        step can be repeated in parts. A fault of one sequence is reported as a ``Fault``; an
+        exception means that the step as a whole failed.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStatus:
+    """A snapshot of the engine, for health, metrics and people. Counters only grow."""
+
+    running: int = 0
+    waiting: int = 0
+    waiting_tokens: int = 0
+    blocks_total: int = 0
+    blocks_free: int = 0
+    blocks_idle: int = 0  # kept for reuse, evictable
+    steps: int = 0
+    last_step_age_s: float = 0.0  # since the last step ended; 0 while idle
+    alive: bool = True
+    stopping: bool = False
+    computed_tokens: int = 0
+    reused_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+    evicted_blocks: int = 0
+    finished: dict[str, int] = field(default_factory=dict)  # by FinishReason
+    refused: dict[str, int] = field(default_factory=dict)  # by RefusalKind
+    cost_coefficients: tuple[float, ...] = ()  # a, b, c, d, e of core.costs
+
+
+class Engine(Protocol):
+    """Serves requests. Every method may be called from any thread and returns at once."""
+
+    def submit(self, request: Request, deliver: Deliver) -> None:
+        """Queue ``request``. ``deliver`` is called on the engine's thread with each event of it,
+        in order, and must return quickly. Raises ``EngineStopped`` once the engine has ended.
+        ``request.id`` must be new."""
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """End ``request_id`` at the next step, as CANCELLED; unknown ids are ignored."""
+        ...
+
+    def status(self) -> EngineStatus:
+        """How the engine is doing."""
+        ...
