@@ -68,25 +68,41 @@ def load(
     The file is ``file``, else ``KVASIR_CONFIG``, else ``kvasir.toml`` in the home folder where one
     is there. Raises ``ConfigError`` naming the setting, its source and what is accepted.
     """
+    return explain(flags, env=env, file=file)[0]
+
+
+def explain(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    env: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> tuple[Config, Mapping[str, str]]:
+    """``load``, and for each setting that is not a default the source that set it."""
     env = os.environ if env is None else env
     given = {k: v for k, v in (flags or {}).items() if v is not None}
     merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
     home = Path(given.get("home") or env.get("KVASIR_HOME") or default_home()).expanduser()
     path = file or (Path(env["KVASIR_CONFIG"]) if env.get("KVASIR_CONFIG") else None)
     if path is None and (home / "kvasir.toml").is_file():
         path = home / "kvasir.toml"
     if path is not None:
-        merged |= _from_file(path)
+        merged = _from_file(path)
+        sources = dict.fromkeys(merged, str(path))
     for name in _FIELDS:
-        value = env.get("KVASIR_" + name.upper())
+        variable = f"KVASIR_{name.upper()}"
+        value = env.get(variable)
         if value is not None and name != "keys":
-            merged[name] = _parse(name, value, f"KVASIR_{name.upper()}")
+            merged[name] = _parse(name, value, variable)
+            sources[name] = variable
     for name, value in given.items():
-        merged[name] = _parse(name, value, f"--{name.replace('_', '-')}")
+        flag = f"--{name.replace('_', '-')}"
+        merged[name] = _parse(name, value, flag)
+        sources[name] = flag
     merged["home"] = Path(merged.get("home", home)).expanduser()
     config = Config(**merged)
     _check(config)
-    return config
+    return config, MappingProxyType(sources)
 
 
 _FIELDS = {f.name: f for f in dataclasses.fields(Config)}
