@@ -1,0 +1,1 @@
+"""How layers read KV: one description of a step's rows, and which kernel attends them."""
