@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 N_TERMS = 5
+_PERSISTENT = 5  # outliers in a row that are taken for the truth
 Vector = tuple[float, float, float, float, float]
 
 # Seconds; a slow laptop running a small model. Only the first few steps depend on it.
@@ -117,16 +118,26 @@ class CostFit:
         if self._is_outlier(error):
             self._refused_in_a_row += 1
             return
-        self._refused_in_a_row = 0
+        if self._refused_in_a_row:
+            self._forget_most()
         self._seen += 1
         self._typical_error = 0.95 * self._typical_error + 0.05 * min(error, 1.0)
         self._accumulate(shape, seconds)
         self._solve()
 
     def _is_outlier(self, error: float) -> bool:
-        """Far off, once enough was seen; five in a row are no accident but a changed machine."""
+        """Far off, once enough was seen; several in a row are no accident."""
         limit = max(1.0, 6.0 * self._typical_error)
-        return self._seen >= 20 and error > limit and self._refused_in_a_row < 5
+        persistent = self._refused_in_a_row >= _PERSISTENT
+        return self._seen >= 20 and error > limit and not persistent
+
+    def _forget_most(self) -> None:
+        """What looked like outliers persisted: the machine has changed, so learn afresh."""
+        if self._refused_in_a_row >= _PERSISTENT:
+            self._gram = [[x * 0.01 for x in row] for row in self._gram]
+            self._moment = [x * 0.01 for x in self._moment]
+            self._seen = 0
+        self._refused_in_a_row = 0
 
     def _accumulate(self, shape: StepShape, seconds: float) -> None:
         # Relative errors count, so that short steps are predicted as well as long ones.

@@ -23,6 +23,17 @@ class Run:
     count: int
 
 
+def as_runs(blocks: Sequence[int]) -> tuple[Run, ...]:
+    """A block table as runs of side by side blocks, in order."""
+    runs: list[Run] = []
+    for block in blocks:
+        if runs and runs[-1].first + runs[-1].count == block:
+            runs[-1] = Run(runs[-1].first, runs[-1].count + 1)
+        else:
+            runs.append(Run(block, 1))
+    return tuple(runs)
+
+
 @dataclass(frozen=True, slots=True)
 class Copy:
     """Copy the KV of the first ``n_tokens`` of block ``source`` into block ``target``.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from kvasir.core.events import Miss
 from kvasir.core.geometry import KvGeometry
-from kvasir.core.plans import Copy, Run
+from kvasir.core.plans import Copy, Run, as_runs
 from kvasir.kv.keys import NO_PARENT, KeyChain
 from kvasir.kv.pool import BlockPool
 from kvasir.kv.tree import Node, PrefixTree
@@ -296,17 +296,6 @@ class KvCache:
         if self._tree.empty_below(namespace):
             return Miss.FIRST_SEEN
         return Miss.DIFFERENT_TEXT
-
-
-def as_runs(blocks: Sequence[int]) -> tuple[Run, ...]:
-    """A block table as runs of side by side blocks, in order."""
-    runs: list[Run] = []
-    for block in blocks:
-        if runs and runs[-1].first + runs[-1].count == block:
-            runs[-1] = Run(runs[-1].first, runs[-1].count + 1)
-        else:
-            runs.append(Run(block, 1))
-    return tuple(runs)
 
 
 def _chain_of(node: Node) -> list[Node]:

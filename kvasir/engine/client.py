@@ -1,0 +1,176 @@
+"""The engine on a thread of its own, behind ``core.ports.Engine``.
+
+The inbox is the only thing that other threads touch. While there is nothing to compute the thread
+sleeps on it. Events go to each request's ``deliver`` on the engine's thread, in order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from kvasir.core.clock import Clock
+from kvasir.core.errors import EngineStopped
+from kvasir.core.events import Event, Finished, FinishReason, Refused, Usage
+from kvasir.core.ports import Deliver, EngineStatus
+from kvasir.core.requests import Request
+from kvasir.engine.engine import Engine
+from kvasir.sched.scheduler import Abort, Command, Submit
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(slots=True)
+class _Caller:
+    """Who is told about a request, and how many of its choices are still open."""
+
+    deliver: Deliver
+    open_choices: int
+    n_prompt: int
+
+
+class EngineClient:
+    """Runs an ``Engine`` on its own thread; every method may be called from any thread."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        clock: Clock,
+        *,
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
+        """``prepare`` runs first on the engine's thread (thread-bound set-up, warm-up steps)."""
+        self._engine = engine
+        self._clock = clock
+        self._prepare = prepare
+        self._wake = threading.Condition()
+        self._inbox: deque[Command] = deque()
+        self._callers: dict[str, _Caller] = {}
+        self._status = engine.status()
+        self._stepped_s = clock.now_s()
+        self._stop_at_s: float | None = None
+        self._ended = False
+        self._failure = ""
+        self._thread = threading.Thread(target=self._loop, name="kvasir-engine", daemon=True)
+
+    def start(self) -> EngineClient:
+        """Start the thread."""
+        self._thread.start()
+        return self
+
+    def submit(self, request: Request, deliver: Deliver) -> None:
+        """Queue ``request`` (see ``core.ports.Engine``); hashes its prompt on the caller's thread."""
+        cache = self._engine.sched.cache
+        keys: list[bytes] = []
+        cache.chain(request.namespace).extend(keys, request.tokens, cache.geometry.block_tokens)
+        command = Submit(request, tuple(keys), self._clock.now_s())
+        with self._wake:
+            if self._ended:
+                raise EngineStopped(self._failure or "the engine has been stopped")
+            if request.id in self._callers:
+                raise ValueError(f"request id {request.id!r} is in use")
+            if not self._callers:  # the engine sleeps: its silence begins to count now
+                self._stepped_s = self._clock.now_s()
+            self._callers[request.id] = _Caller(deliver, request.n, len(request.tokens))
+            self._inbox.append(command)
+            self._wake.notify()
+
+    def abort(self, request_id: str) -> None:
+        """End ``request_id`` at the next step; unknown ids are ignored."""
+        with self._wake:
+            if request_id in self._callers and not self._ended:
+                self._inbox.append(Abort(request_id))
+                self._wake.notify()
+
+    def status(self) -> EngineStatus:
+        """A snapshot as of the last step."""
+        status = self._status
+        busy = bool(status.running or status.waiting or self._inbox)
+        age_s = self._clock.now_s() - self._stepped_s if busy else 0.0
+        return dataclasses.replace(
+            status,
+            last_step_age_s=age_s,
+            alive=self._thread.is_alive() and not self._ended,
+            stopping=self._stop_at_s is not None,
+        )
+
+    def stop(self, grace_s: float = 0.0) -> None:
+        """Take nothing new, let what runs finish for up to ``grace_s`` seconds, then end.
+
+        Returns when the thread has ended. A second call may shorten the grace.
+        """
+        with self._wake:
+            until_s = self._clock.now_s() + grace_s
+            self._stop_at_s = until_s if self._stop_at_s is None else min(until_s, self._stop_at_s)
+            self._wake.notify()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    # on the engine's thread ----------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        try:
+            if self._prepare is not None:
+                self._prepare()
+            while not self._finished():
+                self._tell(self._engine.step(self._drain()))
+                self._note()
+            self._tell(self._engine.sched.abort_all())
+        except Exception as error:
+            log.exception("the engine has failed and takes no more requests")
+            self._failure = f"the engine has failed ({type(error).__name__}); restart the server"
+        finally:
+            self._end()
+
+    def _drain(self) -> list[Command]:
+        """What came in; sleeps while there is nothing to do and nothing came."""
+        with self._wake:
+            while not self._inbox and self._engine.idle and self._stop_at_s is None:
+                self._wake.wait()
+            if self._stop_at_s is not None:
+                self._engine.sched.stop()
+            commands = list(self._inbox)
+            self._inbox.clear()
+        return commands
+
+    def _finished(self) -> bool:
+        with self._wake:
+            if self._stop_at_s is None or self._inbox:
+                return False
+            return self._engine.idle or self._clock.now_s() >= self._stop_at_s
+
+    def _note(self) -> None:
+        self._stepped_s = self._clock.now_s()
+        self._status = self._engine.status()
+
+    def _tell(self, events: list[Event]) -> None:
+        for event in events:
+            caller = self._callers.get(event.request_id)
+            if caller is None:
+                continue
+            try:
+                caller.deliver(event)
+            except Exception:  # a caller's fault must not end the engine
+                log.exception("delivering an event of request %s failed", event.request_id)
+            if isinstance(event, Finished):
+                caller.open_choices -= 1
+            if isinstance(event, Refused) or caller.open_choices == 0:
+                with self._wake:
+                    self._callers.pop(event.request_id, None)
+
+    def _end(self) -> None:
+        """Whoever still waits for an answer is told that none will come."""
+        with self._wake:
+            self._ended = True
+            callers, self._callers = self._callers, {}
+            self._inbox.clear()
+        reason = FinishReason.FAILED if self._failure else FinishReason.CANCELLED
+        for request_id, caller in callers.items():
+            usage = Usage(prompt_tokens=caller.n_prompt, reused_tokens=0)
+            try:
+                caller.deliver(Finished(request_id, 0, reason, usage, None, self._failure))
+            except Exception:
+                log.exception("telling request %s of the end failed", request_id)
