@@ -104,6 +104,7 @@ class PrefixTree:
         Idle tails below the same parent whose tokens the new node begins with are superseded; the
         caller takes their blocks from ``take_superseded`` first.
         """
+        self._tick += 1
         node = Node(key, parent, tuple(tokens), block, tail=tail)
         self._nodes[key] = node
         parent.children.setdefault(node.tokens[0], []).append(node)
