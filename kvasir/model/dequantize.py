@@ -51,7 +51,7 @@ def rows_of(path: Path, tensor: GgufTensor) -> Iterator[tuple[int, npt.NDArray[n
         for first in range(0, n_rows, per_chunk):
             count = min(per_chunk, n_rows - first)
             raw = np.empty((count, row_bytes), dtype=np.uint8)
-            n_read = os.preadv(file.fileno(), [raw], tensor.offset + first * row_bytes)
+            n_read = os.preadv(file.fileno(), [raw.data], tensor.offset + first * row_bytes)
             if n_read != raw.nbytes:
                 raise CorruptWeights(
                     f"{path} became shorter while {tensor.name!r} was read; obtain it again"
