@@ -1,0 +1,240 @@
+"""Response bodies, as OpenAI shapes them. What is built from these is what the document says.
+
+They are written with ``exclude_unset``: a field that is given as None is ``null`` on the wire, one
+that is not given is absent.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kvasir.core.events import Miss
+
+Finish = Literal["stop", "length"]
+
+
+class Reply(BaseModel):
+    """The base of all response bodies."""
+
+    model_config = ConfigDict(frozen=True)
+
+    def wire(self) -> bytes:
+        """The JSON that is sent."""
+        return self.model_dump_json(exclude_unset=True).encode()
+
+
+class ErrorDetail(Reply):
+    """What went wrong, why, and what to do."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(Reply):
+    """Every answer that is not 200 has this shape."""
+
+    error: ErrorDetail
+
+
+class PromptDetails(Reply):
+    """How much of the prompt was reused instead of computed."""
+
+    cached_tokens: int
+
+
+class UsageReply(Reply):
+    """Tokens of one request. The prompt counts once however many choices there are; a token that
+    ends an answer (a stop token, the tokens of a stop string) counts as completed."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+
+
+class CacheDiagnostics(Reply):
+    """Why nothing was reused; there whenever ``cached_tokens`` is 0."""
+
+    reason: Miss | None
+    first_different_token: int | None = Field(
+        description="Index of the first prompt token that was not found in the cache."
+    )
+
+
+class ProgressReply(Reply):
+    """How far a prompt is read."""
+
+    prompt: int = Field(description="Index of the prompt among those of the request.")
+    total: int
+    cache: int
+    processed: int
+    time_ms: float
+    eta_s: float
+
+
+class TokenAlternative(Reply):
+    """A token that might have come, and how likely it was."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TokenAlternative):
+    """A token of an answer with its likeliest alternatives."""
+
+    top_logprobs: list[TokenAlternative]
+
+
+class ChatLogprobs(Reply):
+    """Log-probabilities of an answer's tokens."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class ChatMessage(Reply):
+    """An answer."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(Reply):
+    """One of the ``n`` answers."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Finish
+
+
+class Head(Reply):
+    """What every answer and every chunk of one begins with."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+
+class ChatReply(Head):
+    """The answer of Chat Completions."""
+
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: UsageReply
+    prompt_cache_diagnostics: CacheDiagnostics | None = None
+
+
+class ChatDelta(Reply):
+    """The new part of an answer."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChunkChoice(Reply):
+    """The new part of one choice."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: Finish | None
+
+
+class ChatChunk(Head):
+    """One event of a stream. ``choices`` is empty in progress and usage chunks only."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+    usage: UsageReply | None = None
+    prompt_cache_diagnostics: CacheDiagnostics | None = None
+    prompt_progress: ProgressReply | None = None
+
+
+class CompletionLogprobs(Reply):
+    """Four lists of one length: the tokens, their log-probabilities (null for the first token of an
+    echoed prompt), the likeliest tokens at each place (always with the token itself), and where in
+    the text each token begins."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(Reply):
+    """One completion of one prompt; ``index`` is prompt × n + choice."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Finish | None
+
+
+class CompletionReply(Head):
+    """The answer of Completions, and each chunk of its stream."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+    usage: UsageReply | None = None
+    prompt_cache_diagnostics: CacheDiagnostics | None = None
+    prompt_progress: ProgressReply | None = None
+
+
+class ModelReply(Reply):
+    """A name under which the model is served."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str = Field(description="The model's own name, where `id` is an alias.")
+    max_model_len: int = Field(description="Tokens of prompt and answer together.")
+
+
+class ModelsReply(Reply):
+    """All names that requests may use."""
+
+    object: Literal["list"]
+    data: list[ModelReply]
+
+
+class TokenizeReply(Reply):
+    """Token ids of a text."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeReply(Reply):
+    """The text of token ids."""
+
+    prompt: str
+
+
+class TokenizerReply(Reply):
+    """What lm-evaluation-harness asks of a tokenizer."""
+
+    vocab_size: int
+    eos_token: str | None
+    bos_token: str | None
+    pad_token: str | None
+    max_model_len: int
+
+
+class HealthReply(Reply):
+    """How the engine is doing."""
+
+    status: Literal["ok", "stopping", "stalled", "dead"]
+    last_step_age_s: float = Field(description="Seconds since the last step; 0 while idle.")
+    running: int
+    waiting: int

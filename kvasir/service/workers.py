@@ -1,0 +1,34 @@
+"""Threads for work on long texts: parsing, templates, tokenising. Never on the event loop.
+
+Short texts have threads of their own, so that a text of many megabytes keeps only others of its
+kind waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+LONG_CHARS = 256 * 1024
+
+
+class Workers:
+    """Two small thread pools. ``close`` ends their threads."""
+
+    def __init__(self) -> None:
+        self._short = ThreadPoolExecutor(2, thread_name_prefix="kvasir-text")
+        self._long = ThreadPoolExecutor(1, thread_name_prefix="kvasir-long-text")
+
+    async def run(self, size: int, work: Callable[[], T]) -> T:
+        """The result of ``work``, whose input is ``size`` characters or bytes long."""
+        pool = self._long if size > LONG_CHARS else self._short
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
+
+    def close(self) -> None:
+        """Wait for what runs, drop what waits, end the threads."""
+        self._short.shutdown(cancel_futures=True)
+        self._long.shutdown(cancel_futures=True)
