@@ -110,16 +110,15 @@ class OwnedHome:
         return data
 
     @contextlib.contextmanager
-    def listen(self) -> Iterator[socket.socket]:
-        """A listening Unix socket that only this user can reach; removed at the end."""
+    def bind_socket(self) -> Iterator[socket.socket]:
+        """A bound Unix socket that only this user can reach; removed at the end. Until somebody
+        listens on it, those who connect are told at once that nobody answers."""
         path = self._claim_socket_path()
         path.unlink(missing_ok=True)  # only the lock's holder may have one, and that is us
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.bind(str(path))
             path.chmod(0o600)
-            sock.listen(128)
-            sock.setblocking(False)
             yield sock
         finally:
             sock.close()

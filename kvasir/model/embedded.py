@@ -91,6 +91,13 @@ def obtain(cache: Path, report: Report, model: PackagedModel = DEFAULT) -> Path:
     return target
 
 
+def at_hand(cache: Path, model: PackagedModel = DEFAULT) -> Path | None:
+    """The model's file in ``cache`` if it is there and sound."""
+    folder = cache / "embedded"
+    target = folder / model.file_name
+    return target if _sound(target, folder, model) else None
+
+
 def _sound(target: Path, folder: Path, model: PackagedModel) -> bool:
     return (
         target.is_file()

@@ -90,8 +90,7 @@ def obtain(
     ``ModelNotFound`` where the hub cannot be reached, does not have it or does not let us, and
     ``UnsupportedModel`` for a repository without safetensors.
     """
-    home = cache / "hub" / repo.replace("/", "--")
-    ref = home / "refs" / urllib.parse.quote(revision, safe="")
+    home, ref = _places(repo, revision, cache)
     known = _known(home, ref)
     if known is not None and not refresh:
         return known
@@ -121,6 +120,17 @@ def obtain(
             f"could not obtain {repo}: {_first_line(error)}. With a network, `kvasir pull {repo}` "
             "goes on where it stopped; without one, give a local folder or .gguf file."
         ) from error
+
+
+def at_hand(repo: str, revision: str, cache: Path) -> Path | None:
+    """The folder in ``cache`` with ``revision`` of ``repo`` if it was obtained before."""
+    return _known(*_places(repo, revision, cache))
+
+
+def _places(repo: str, revision: str, cache: Path) -> tuple[Path, Path]:
+    """The folder of ``repo`` in ``cache`` and the file that names the commit of ``revision``."""
+    home = cache / "hub" / repo.replace("/", "--")
+    return home, home / "refs" / urllib.parse.quote(revision, safe="")
 
 
 def _known(home: Path, ref: Path) -> Path | None:

@@ -45,6 +45,19 @@ def resolve(model: str, cache: Path, report: Report, *, refresh: bool = False) -
     return obtain(match["repo"], match["revision"] or "main", cache, report, refresh=refresh)
 
 
+def at_hand(model: str, cache: Path) -> Path | None:
+    """The local path of ``model`` where ``resolve`` would need no network, else None."""
+    if not model:
+        return embedded.at_hand(cache)
+    path = _local(model)
+    match = None if path is not None else _hub_match(model)
+    if match is None:
+        return path
+    from kvasir.model import hub  # noqa: PLC0415 - the hub's client takes long to import
+
+    return hub.at_hand(match["repo"], match["revision"] or "main", cache)
+
+
 def model_name(model: str) -> str:
     """The name under which ``model`` is served: never a path of this machine."""
     if not model:

@@ -1,0 +1,32 @@
+"""`kvasir bench NAME …`: hand over to the measurement ``kvasir.bench.<name>``."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated
+
+import typer
+
+TYPER_SETTINGS = {
+    "context_settings": {
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "allow_interspersed_args": False,  # what follows NAME is the measurement's
+    }
+}
+MEASUREMENTS = ("peers", "layout")
+
+
+def command(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="peers or layout.")] = "peers",
+) -> None:
+    """Measure speed: `peers` compares with other engines on the same weights, `layout` times the
+    layouts of the KV pool.
+
+    What follows NAME goes to the measurement; `kvasir bench NAME --help` lists it.
+    """
+    if name not in MEASUREMENTS:
+        raise typer.BadParameter(f"choose one of {', '.join(MEASUREMENTS)}, not {name!r}")
+    module = importlib.import_module(f"kvasir.bench.{name}")
+    raise typer.Exit(module.main(context.args) or 0)

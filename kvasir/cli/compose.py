@@ -1,0 +1,36 @@
+"""Where service and engine meet: a built engine behind the HTTP application."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+
+from kvasir.cli.home import OwnedHome
+from kvasir.core.config import Config
+from kvasir.engine.build import Built, build
+from kvasir.service.app import create_app
+from kvasir.service.served import Served
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """An application and the running engine that answers it."""
+
+    app: FastAPI
+    built: Built
+
+
+def compose(config: Config, owned: OwnedHome, report: Callable[[str], None]) -> Server:
+    """Load what ``config`` names and put the application on top. Raises what ``build`` raises."""
+    secret = owned.secret()
+    built = build(config, report)
+    served = Served(
+        card=built.card,
+        geometry=built.geometry,
+        engine=built.engine,
+        codec=built.codec,
+        secret=secret,
+    )
+    return Server(create_app(served, config), built)

@@ -1,0 +1,63 @@
+"""The flags that several commands share, each the name of a setting in ``core.config``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kvasir.core.config import Config
+
+DEFAULTS = Config()
+
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder with safetensors, a GGUF file or a hub id; the demonstration model if none.",
+        show_default=False,
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="As for `kvasir serve`.", show_default=False),
+]
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", help="The folder that holds all data.", show_default=False),
+]
+ConfigFileOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="A TOML file with settings.", show_default=False),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", help="cpu, cuda or cuda:N.", show_default=DEFAULTS.device),
+]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype", help="auto, bfloat16, float16 or float32.", show_default=DEFAULTS.dtype
+    ),
+]
+KvGibOption = Annotated[
+    float | None,
+    typer.Option("--kv-gib", help="Memory for the KV pool.", show_default="from the machine"),
+]
+MaxWindowOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-window", help="Tokens of prompt and answer.", show_default="the model's own"
+    ),
+]
+MaxTokensOption = Annotated[
+    int, typer.Option("--max-tokens", min=1, help="The longest answer, in tokens.")
+]
+TemperatureOption = Annotated[
+    float, typer.Option("--temperature", min=0.0, max=2.0, help="0 = the likeliest answer.")
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option("--seed", min=0, help="For the same answer again.", show_default=False),
+]
