@@ -1,0 +1,176 @@
+"""A real server on a loopback port: real scheduler, cache and HTTP, tagged runner, no weights.
+
+The tokenizer is byte-level with the printable ASCII characters first, and the runner answers with
+those, so that answers are readable text that tokenises back to the same ids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import httpx2
+import tokenizers
+import uvicorn
+from fastapi import FastAPI
+from tokenizers import decoders, models, pre_tokenizers
+
+from kvasir.core.clock import SystemClock
+from kvasir.core.config import Config
+from kvasir.core.geometry import KvGeometry, ModelCard
+from kvasir.core.plans import StepPlan, StepResult
+from kvasir.core.ports import Engine as EnginePort
+from kvasir.engine.client import EngineClient
+from kvasir.engine.engine import Engine
+from kvasir.kv.cache import KvCache
+from kvasir.sched.limits import Limits as SchedLimits
+from kvasir.sched.scheduler import Scheduler
+from kvasir.sched.virtual import POISON, TaggedRunner
+from kvasir.service.app import create_app
+from kvasir.service.served import Limits, Served
+from kvasir.text.codec import TextCodec
+from kvasir.text.template import ChatTemplate
+from kvasir.text.tokenizer import Tokenizer
+from kvasir.text.transcript import Transcripts
+
+WINDOW = 4096
+BLOCK_TOKENS = 16
+PRINTABLE = 95  # ids of the characters from space to tilde
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token per byte, the printable ones first, then two special tokens."""
+    printable = [chr(code) for code in range(32, 127)]
+    printable[0] = "Ġ"  # how byte-level vocabularies spell a space
+    others = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(printable))
+    vocab = {character: id_ for id_, character in enumerate([*printable, *others])}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    end = backend.token_to_id("<|im_end|>")
+    return Tokenizer(backend, eos_ids=frozenset({end}), bos_id=None, add_bos=False, eos_id=end)
+
+
+class PacedRunner(TaggedRunner):
+    """A tagged runner whose steps take real time and, where ``before`` says so, fail."""
+
+    pace_s = 0.0
+    before: Callable[[StepPlan], None] | None = None
+
+    def run(self, plan: StepPlan) -> StepResult:
+        if self.before is not None:
+            self.before(plan)
+        if self.pace_s:
+            time.sleep(self.pace_s)
+        return super().run(plan)
+
+
+@dataclass
+class World:
+    """A running server and everything behind it."""
+
+    url: str
+    port: int
+    app: FastAPI
+    served: Served
+    client: EngineClient
+    cache: KvCache
+    runner: PacedRunner
+
+    def http(self, **options: object) -> httpx2.Client:
+        return httpx2.Client(base_url=self.url, timeout=30.0, **options)  # type: ignore[arg-type]
+
+    def wait_until_idle(self, timeout_s: float = 10.0) -> None:
+        """Return when the engine has nothing to do any more."""
+        until_s = time.monotonic() + timeout_s
+        while self.client.status().running or self.client.status().waiting:
+            assert time.monotonic() < until_s, "the engine is still busy"
+            time.sleep(0.005)
+
+
+def make_engine(
+    *, n_blocks: int = 1024, **limits: float
+) -> tuple[EngineClient, KvCache, PacedRunner, KvGeometry]:
+    geometry = KvGeometry(
+        n_layers=1,
+        n_kv_heads=1,
+        head_dim=1,
+        dtype="float32",
+        dtype_bytes=4,
+        block_tokens=BLOCK_TOKENS,
+        n_blocks=n_blocks,
+    )
+    clock = SystemClock()
+    cache = KvCache(geometry, "virtual")
+    slots = array("Q", [POISON]) * (n_blocks * BLOCK_TOKENS)
+    runner = PacedRunner(slots, BLOCK_TOKENS, vocab_size=PRINTABLE)
+    bounds = SchedLimits(**({"window": WINDOW} | limits))  # type: ignore[arg-type]
+    engine = Engine(Scheduler(cache, bounds, clock), runner, clock, check_every_s=0)
+    return EngineClient(engine, clock).start(), cache, runner, geometry
+
+
+def make_served(engine: EnginePort, geometry: KvGeometry) -> Served:
+    tokenizer = byte_tokenizer()
+    card = ModelCard(
+        name="virtual",
+        aliases=("gpt-4o",),
+        architecture="llama",
+        window=WINDOW,
+        vocab_size=tokenizer.vocab_size,
+        dtype="float32",
+        parameter_bytes=0,
+        numerics_id="virtual",
+    )
+    codec = TextCodec(tokenizer, ChatTemplate(TEMPLATE), Transcripts(2**20))
+    return Served(card=card, geometry=geometry, engine=engine, codec=codec, secret=b"s" * 32)
+
+
+@contextlib.contextmanager
+def listening(app: FastAPI, sock: socket.socket) -> Iterator[None]:
+    """Serve ``app`` on ``sock`` from a thread, as the command line does."""
+    server = uvicorn.Server(
+        uvicorn.Config(app, http="h11", ws="none", loop="asyncio", log_level="critical")
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, name="test-http")
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "the server did not start"
+            time.sleep(0.002)
+        yield
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@contextlib.contextmanager
+def world(
+    config: Config | None = None,
+    *,
+    limits: Limits | None = None,
+    n_blocks: int = 1024,
+    **sched_limits: float,
+) -> Iterator[World]:
+    """A server of its own."""
+    client, cache, runner, geometry = make_engine(n_blocks=n_blocks, **sched_limits)
+    served = make_served(client, geometry)
+    app = create_app(served, config or Config(), limits=limits or Limits())
+    sock = socket.create_server(("127.0.0.1", 0))
+    port = sock.getsockname()[1]
+    try:
+        with listening(app, sock):
+            yield World(f"http://127.0.0.1:{port}", port, app, served, client, cache, runner)
+    finally:
+        client.stop()
+        assert served.codec.template is not None
+        served.codec.template.close()
