@@ -68,9 +68,7 @@ def against_packing(device: torch.device, dtype: torch.dtype) -> list[str]:
         reasons.append(f"packing is for CPUs, the device is {device.type}")
     if dtype != torch.bfloat16:
         reasons.append(f"only bfloat16 gains from packing, the dtype is {str(dtype)[6:]}")
-    if not reasons and not (
-        torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    ):
+    if not reasons and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         reasons.append("this build of torch has no oneDNN packed projection")
     elif not reasons and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         reasons.append("this processor does not compute bfloat16 in hardware")

@@ -53,7 +53,7 @@ class Layer:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries [N, Hq, d] and keys [N, H, d], and values [N, H, d], of ``hidden``
         [N, D]: views of one tensor."""
-        qkv = self.qkv(self.attention_norm(hidden)).unflatten(1, (-1, self.head_dim))
+        qkv = self.qkv(self.attention_norm(hidden)).view(len(hidden), -1, self.head_dim)
         rotated = self.n_heads + self.n_kv_heads
         queries, keys = qkv[:, : self.n_heads], qkv[:, self.n_heads : rotated]
         if self.query_norm is not None:

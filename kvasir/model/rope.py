@@ -40,7 +40,7 @@ class Rope:
 
 def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     """Rotate ``x`` [N, h, d] in place by the angles of ``Rope.rows``, in float32."""
-    halves = x.unflatten(2, (2, -1))  # [N, h, 2, d/2]
+    halves = x.view(*x.shape[:2], 2, -1)  # [N, h, 2, d/2]
     halves.copy_((halves * cos).addcmul_(halves.flip(2), sin))
 
 

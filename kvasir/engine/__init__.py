@@ -1,0 +1,1 @@
+"""The loop that serves requests: engine, runner, sampler, client, and what wires them."""

@@ -1,0 +1,113 @@
+"""Attention over the paged pool on CPUs, in place, with plain torch.
+
+Every part is exact attention over a stretch of keys that gives its log-sum-exp; parts are merged
+by it (as in FlashDecoding and Flash-Attention's own tiles). A chunk is a part without a mask over
+what came before it and a causal part over itself, so no mask is ever built but for windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvasir.kernels.paging import Span, join, read
+from kvasir.kernels.torch_sdpa import causal_mask
+
+_MOST_RUNS = 8  # attended one by one; a table in more pieces is gathered into one copy
+_MASK_ROWS = 256  # rows of a windowed chunk that share one mask
+
+
+def against(device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Why this kernel cannot attend here; empty where it can."""
+    reasons = []
+    if device.type != "cpu":
+        reasons.append(f"it is for CPUs, the device is {device.type}")
+    if dtype not in (torch.float32, torch.bfloat16):
+        reasons.append(f"it computes float32 and bfloat16, not {str(dtype)[6:]}")
+    if not hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"):
+        reasons.append("this build of torch has no flash attention for CPUs")
+    return reasons
+
+
+@dataclass(frozen=True, slots=True)
+class CpuPlan:
+    """A step's rows."""
+
+    spans: tuple[Span, ...]
+    window: int | None
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """As ``reference.ReferencePlan.attend``."""
+        out = torch.empty_like(query)
+        for span in self.spans:
+            rows = slice(span.row, span.row + span.n)
+            if self.window is not None and span.end > self.window and span.n > 1:
+                _attend_windowed(span, self.window, query, keys, values, out)
+            else:
+                low = span.first_visible(self.window) if span.n == 1 else 0
+                out[rows] = _attend_full(span, low, query[rows], keys, values)
+        return out
+
+
+def _flash(
+    query: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """``query`` [n, Hq, d] over ``keys`` and ``values`` [T, H, d]: [n, Hq, d] and its
+    log-sum-exp [n, Hq]."""
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query.transpose(0, 1)[None],
+        keys.transpose(0, 1)[None],
+        values.transpose(0, 1)[None],
+        0.0,
+        causal,
+        attn_mask=mask,
+    )
+    return out[0].transpose(0, 1), lse.view(query.shape[1], -1).transpose(0, 1)
+
+
+def _attend_full(span: Span, low: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """All rows of ``span`` see the positions [low, start) and what of the chunk is not later."""
+    table = span.table
+    own = (read(keys, table, span.start, span.end), read(values, table, span.start, span.end))
+    parts = [_flash(query, *own, causal=True)]
+    if low < span.start:
+        pieces = table.pieces(low, span.start, _MOST_RUNS)
+        if pieces is None:
+            k, v = read(keys, table, low, span.start), read(values, table, low, span.start)
+            parts.append(_flash(query, k, v))
+        else:
+            parts += [_flash(query, join(keys, [p]), join(values, [p])) for p in pieces]
+    return merge(parts)
+
+
+def merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Attention over several stretches of keys from that over each: outputs [n, Hq, d] and
+    log-sum-exps [n, Hq]."""
+    out, lse = parts[0]
+    for other, other_lse in parts[1:]:
+        share = torch.sigmoid(other_lse - lse)[..., None].to(out.dtype)
+        out = torch.lerp(out, other, share)
+        lse = torch.logaddexp(lse, other_lse)
+    return out
+
+
+def _attend_windowed(
+    span: Span, window: int, query: Tensor, keys: Tensor, values: Tensor, out: Tensor
+) -> None:
+    for first in range(0, span.n, _MASK_ROWS):
+        n = min(_MASK_ROWS, span.n - first)
+        tile = Span(span.row + first, n, span.start + first, span.table)
+        low = tile.first_visible(window)
+        seen = causal_mask(tile, low, window, query.device)
+        mask = torch.zeros(seen.shape, dtype=query.dtype).masked_fill_(~seen, -torch.inf)
+        k, v = read(keys, span.table, low, tile.end), read(values, span.table, low, tile.end)
+        rows = slice(tile.row, tile.row + n)
+        out[rows] = _flash(query[rows], k, v, mask=mask)[0]
+
+
+def plan(spans: Sequence[Span], window: int | None) -> CpuPlan:
+    """Describe a step's rows; ``window`` is the number of last positions seen, None for all."""
+    return CpuPlan(tuple(spans), window)
