@@ -24,7 +24,7 @@ from kvasir.core.errors import CorruptWeights, ModelNotFound, UnsupportedModel
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_HEADER_BYTES = 128 * 2**20  # a vocabulary of 256,000 tokens with merges has about 12 MiB
-MAX_ITEMS = 8_000_000  # metadata values over all arrays
+MAX_ITEMS = 4_000_000  # metadata values over all arrays
 MAX_KEYS = 65_536
 MAX_TENSORS = 131_072
 MAX_NAME_BYTES = 1024

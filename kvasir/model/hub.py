@@ -265,7 +265,7 @@ def _stream(repo: _Repo, remote: _Remote, part: Path, have: int, report: Report)
             have = 0
         told = have
         with part.open("ab" if have else "wb") as file:
-            for chunk in response.iter_bytes(CHUNK_BYTES):
+            for chunk in response.iter_raw():  # as it arrives, so that what came is kept
                 have += len(chunk)
                 if have > remote.n_bytes:
                     break
