@@ -11,8 +11,10 @@ or the process ends.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
+import signal
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -73,27 +75,23 @@ def _strftime_now(pattern: str) -> str:
     return datetime.now().strftime(pattern)
 
 
-def cpu_s(request_bytes: int) -> int:
+def cpu_s(request_bytes: int) -> float:
     """Seconds of CPU that a request of this size may take."""
-    return 1 + request_bytes // 2**20
+    return 1.5 + request_bytes / 2**20
 
 
 def _limit(request_bytes: int) -> None:
-    """Limit the coming render's CPU time and memory by its request's size."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    used_s = int(usage.ru_utime + usage.ru_stime) + 1
-    wanted = {
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_CPU: used_s + cpu_s(request_bytes),
-        resource.RLIMIT_AS: BASE_MEMORY_BYTES + MEMORY_PER_BYTE * request_bytes,
-    }
-    for kind, amount in wanted.items():
-        hard = resource.getrlimit(kind)[1]
-        soft = amount if hard == resource.RLIM_INFINITY else min(amount, hard)
-        try:
-            resource.setrlimit(kind, (soft, hard))
-        except (ValueError, OSError):  # a system that does not limit this: the parent's clock does
-            continue
+    """Limit the coming render's CPU time and memory by its request's size.
+
+    The timer counts from now on and ends the process; RLIMIT_CPU would count the whole process.
+    """
+    signal.setitimer(signal.ITIMER_PROF, cpu_s(request_bytes))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    wanted = BASE_MEMORY_BYTES + MEMORY_PER_BYTE * request_bytes
+    soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    # a system that does not limit memory is left to its own devices
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _answer(request: bytes, render: Render | None) -> tuple[dict[str, str], Render | None]:
@@ -123,6 +121,7 @@ def _exactly(stream: BinaryIO, n_bytes: int) -> bytes:
 
 def main() -> None:
     """Answer requests until the standard input ends."""
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
     render: Render | None = None
     replies.write(READY)  # what comes now is the template's own time
@@ -131,6 +130,7 @@ def main() -> None:
         length = int.from_bytes(_exactly(requests, LENGTH_BYTES), "little")
         reply, render = _answer(_exactly(requests, length), render)
         data = json.dumps(reply).encode("ascii")
+        signal.setitimer(signal.ITIMER_PROF, 0)
         replies.write(len(data).to_bytes(LENGTH_BYTES, "little") + data)
         replies.flush()
 

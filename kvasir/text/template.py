@@ -195,7 +195,7 @@ class _Process:
     def _ended(self) -> _Ended:
         """Why the process ended by itself."""
         self._child.wait()
-        if self._child.returncode == -signal.SIGXCPU:
+        if self._child.returncode == -signal.SIGPROF:
             return _Ended(
                 "the model's chat template did not end within its CPU time and was stopped; it "
                 "loops, at least for this conversation"
