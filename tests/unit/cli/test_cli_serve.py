@@ -1,0 +1,77 @@
+"""What `kvasir serve` announces and what it refuses before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import socket
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from kvasir.cli import compose, main
+from kvasir.cli.serve import announcement
+from kvasir.core.geometry import KvGeometry, ModelCard
+
+RUN = CliRunner()
+
+CARD = ModelCard(
+    name="Smol",
+    architecture="llama",
+    window=8192,
+    vocab_size=10,
+    dtype="float32",
+    parameter_bytes=1,
+    numerics_id="n",
+)
+GEOMETRY = KvGeometry(
+    n_layers=1, n_kv_heads=1, head_dim=1, dtype="float32", dtype_bytes=4, block_tokens=8, n_blocks=4
+)
+
+
+@pytest.fixture(autouse=True)
+def never_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("the model was loaded before the refusal")
+
+    monkeypatch.setattr(compose, "compose", fail)
+    monkeypatch.setenv("KVASIR_HOME", str(tmp_path / "home"))
+
+
+def test_the_examples_can_be_pasted() -> None:
+    text = announcement(CARD, GEOMETRY, "http://127.0.0.1:8000", keyed=False)
+    curl = shlex.split(text[text.index("  curl ") : text.index("  from openai")])
+    assert curl[:2] == ["curl", "http://127.0.0.1:8000/v1/chat/completions"]
+    assert json.loads(curl[curl.index("-d") + 1])["model"] == "Smol"
+    python = text[text.index("  from openai") : text.index("Ctrl-C")]
+    compile(re.sub("^  ", "", python, flags=re.M), "example", "exec")
+    assert "http://127.0.0.1:8000/v1" in python
+    assert "8,192 tokens" in text
+    assert "32 tokens" in text
+
+
+def test_with_keys_the_examples_send_one() -> None:
+    text = announcement(CARD, GEOMETRY, "http://x", keyed=True)
+    assert "authorization: Bearer YOUR_KEY" in text
+    assert 'api_key="YOUR_KEY"' in text
+
+
+def test_no_open_door_without_keys() -> None:
+    result = RUN.invoke(main.app, ["serve", "--host", "0.0.0.0"])  # noqa: S104 - refused
+    assert result.exit_code == 1
+    assert "keys" in result.stderr
+
+
+def test_a_busy_port_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        result = RUN.invoke(main.app, ["serve", "--port", str(other.getsockname()[1])])
+    assert result.exit_code == 1
+    assert "--port" in result.stderr
+
+
+def test_an_unknown_log_level_is_refused() -> None:
+    result = RUN.invoke(main.app, ["serve", "--log-level", "loud"])
+    assert result.exit_code == 1
+    assert "loud" in result.stderr
