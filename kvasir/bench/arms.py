@@ -1,0 +1,177 @@
+"""Which engines take part, on which weights, in which interpreter; and why others do not.
+
+Invariant: every engine that was asked for is a column of the report, if only with the reason why
+it was skipped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kvasir.bench.candidate import Setup
+from kvasir.bench.workload import Workload
+from kvasir.core.errors import ModelError
+from kvasir.model.files import ModelFiles
+from kvasir.model.spec import ModelSpec
+
+POOL_SLACK = 1.25  # over what the workload holds at once, so that nothing is ever preempted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One column: an engine, how its worker loads it, and the interpreter that has it."""
+
+    name: str
+    setup: Setup
+    python: str
+    per_shape: bool  # see ``measure.measure``
+    skipped: str = ""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a reader should know of the set-up: no paths."""
+        return {
+            "weights": Path(self.setup.weights).name,
+            "dtype": self.setup.dtype,
+            "threads": self.setup.threads,
+            "kv_gib": round(self.setup.kv_gib, 3),
+            "flash_attention": self.setup.flash_attention,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What all arms share."""
+
+    files: ModelFiles
+    cache: Path  # the folder of this model, see ``checkpoint.cache_folder``
+    checkpoint: Path
+    workload: Workload
+    dtype: str
+    threads: int
+    llama_python: str
+    flash_attention: tuple[bool, ...]  # llama.cpp's switch, one set of columns for each
+    kv_gib: float = 0.0  # 0 = ``pool_gib``
+
+
+def arms(plan: Plan, engines: tuple[str, ...]) -> Iterator[Arm]:
+    """The arms of ``engines`` (of ``options.CHOICES``), in this order.
+
+    Makes the weights that llama.cpp needs, where they are not there yet.
+    """
+    for engine in engines:
+        if engine == "kvasir":
+            yield _arm(plan, "kvasir", "kvasir", plan.checkpoint)
+        elif engine == "transformers":
+            missing = importlib.util.find_spec("transformers") is None
+            why = "the transformers library is not installed" if missing else ""
+            yield _arm(plan, "transformers", "transformers", plan.checkpoint, skipped=why)
+        else:
+            yield from _llama_arms(plan)
+
+
+def _arm(plan: Plan, name: str, engine: str, weights: Path, *, skipped: str = "") -> Arm:
+    return Arm(
+        name=name,
+        setup=_setup(plan, engine, weights),
+        python=sys.executable,
+        per_shape=True,  # oneDNN makes its kernels when a shape is first met
+        skipped=skipped,
+    )
+
+
+def _llama_arms(plan: Plan) -> Iterator[Arm]:
+    missing = _why_no_llama(plan.llama_python)
+    if missing:
+        weights: list[tuple[str, Path, str]] = [("", plan.files.path, missing)]
+    else:
+        weights = list(_llama_weights(plan))
+    for flash in plan.flash_attention:
+        for kind, path, skipped in weights:
+            words = ("llama.cpp", kind, "FA" if flash and len(plan.flash_attention) > 1 else "")
+            yield Arm(
+                name=" ".join(word for word in words if word),
+                setup=_setup(plan, "llama_cpp", path, flash_attention=flash),
+                python=plan.llama_python,
+                per_shape=False,
+                skipped=skipped,
+            )
+
+
+def _llama_weights(plan: Plan) -> Iterator[tuple[str, Path, str]]:
+    """Kind, file and why not, of the weights that llama.cpp runs: as given, and like for like."""
+    from kvasir.bench.gguf_bf16 import make_gguf
+
+    given = file_kind(plan.files)
+    if given:
+        yield given, plan.files.path, ""
+    if given != "BF16":
+        target = plan.cache / "model-bf16.gguf"
+        try:
+            yield "BF16", make_gguf(plan.files, target), ""
+        except ModelError as error:
+            yield "BF16", target, str(error)
+
+
+def file_kind(files: ModelFiles) -> str:
+    """How a GGUF file's weights are stored, as "Q4_1"; "" for a folder."""
+    if files.kind != "gguf":
+        return ""
+    from gguf import LlamaFileType
+
+    number = files.metadata.get("general.file_type")
+    names = {int(kind): kind.name for kind in LlamaFileType}
+    name = names.get(number, "as given") if isinstance(number, int) else "as given"
+    return name.removeprefix("MOSTLY_").removeprefix("ALL_")
+
+
+def _why_no_llama(python: str) -> str:
+    """Why ``python`` cannot run llama.cpp; "" if it can."""
+    try:
+        done = subprocess.run(
+            [python, "-c", "import llama_cpp"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"the interpreter for llama.cpp does not run: {type(error).__name__}"
+    if done.returncode == 0:
+        return ""
+    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return f"llama_cpp cannot be imported ({last}); see --llama-python"
+
+
+def _setup(plan: Plan, engine: str, weights: Path, *, flash_attention: bool = False) -> Setup:
+    sizes = plan.workload.sizes
+    return Setup(
+        engine=engine,
+        weights=str(weights.resolve()),
+        dtype=plan.dtype,
+        threads=plan.threads,
+        context_tokens=plan.workload.longest,
+        clients=sizes.clients,
+        client_tokens=sizes.client_prompt + sizes.client_answer,
+        home=str((plan.cache / "home").resolve()),
+        flash_attention=flash_attention,
+        kv_gib=plan.kv_gib or pool_gib(plan.files.spec, plan.workload, plan.dtype),
+    )
+
+
+def pool_gib(spec: ModelSpec, workload: Workload, dtype: str) -> float:
+    """A KV pool for what ``workload`` holds at once, so that memory can be compared: the other
+    engines too have room for the workload and no more."""
+    sizes = workload.sizes
+    crowd = sizes.clients * (sizes.client_prompt + sizes.client_answer)
+    element_bytes: int = getattr(torch, dtype).itemsize
+    token_bytes = 2 * spec.n_layers * spec.n_kv_heads * spec.head_dim * element_bytes
+    return max(workload.longest, crowd) * POOL_SLACK * token_bytes / 2**30

@@ -1,0 +1,1 @@
+"""One module per engine, each with ``load(setup) -> Candidate``; imported in workers only."""

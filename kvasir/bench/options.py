@@ -1,0 +1,31 @@
+"""What a run of the benchmark was asked for. Frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvasir.bench.workload import Sizes
+
+CHOICES = ("kvasir", "transformers", "llama.cpp")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Every wish, checked."""
+
+    engines: tuple[str, ...]  # of CHOICES
+    repeats: int
+    sizes: Sizes
+    model: str
+    home: Path
+    out: Path
+    text: Path | None  # None: one is made
+    seed: int
+    dtype: str
+    threads: int
+    kv_gib: float  # 0: for this workload
+    llama_python: str
+    flash_attention: tuple[bool, ...]
+    timeout_s: float
+    command: str
