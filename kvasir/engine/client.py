@@ -62,7 +62,7 @@ class EngineClient:
         return self
 
     def submit(self, request: Request, deliver: Deliver) -> None:
-        """Queue ``request`` (see ``core.ports.Engine``); hashes its prompt on the caller's thread."""
+        """Queue ``request`` (see ``core.ports.Engine``); hashes its prompt on this thread."""
         cache = self._engine.sched.cache
         keys: list[bytes] = []
         cache.chain(request.namespace).extend(keys, request.tokens, cache.geometry.block_tokens)

@@ -189,6 +189,16 @@ def test_the_conservation_check_finds_what_is_wrong(break_it: str) -> None:
         writer.cache.check()
 
 
+def test_only_what_is_computed_is_sealed() -> None:
+    writer = Writer()
+    tokens = list(range(1, 13))
+    lease, _, _ = writer.open(tokens)
+    for computed, sealed in ((3, 0), (4, 1), (7, 1), (11, 2), (12, 3)):
+        writer.cache.seal(lease, tokens, computed)
+        assert lease.n_sealed == sealed
+        assert writer.cache.matched_blocks(_keys(writer, [*tokens, 99]), 13) == sealed
+
+
 def _keys(writer: Writer, tokens: list[int]) -> list[bytes]:
     keys: list[bytes] = []
     writer.cache.chain(b"a").extend(keys, tokens, 4)

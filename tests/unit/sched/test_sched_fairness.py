@@ -1,0 +1,160 @@
+"""Who computes what: step budgets, short prompts beside long ones, fair shares."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+
+import pytest
+from virtual_engine import VirtualEngine, text
+
+from kvasir.core.costs import StepCosts
+from kvasir.core.events import Progress
+from kvasir.sched.virtual import VirtualRunner
+
+MACHINE = StepCosts((5e-3, 2.5e-4, 2e-8, 5e-4, 5e-8))
+BUDGET_S = 0.1
+
+
+def engine(**options: object) -> VirtualEngine:
+    fields: dict = {"n_blocks": 1024, "block_tokens": 64, "costs": MACHINE} | options
+    made = VirtualEngine(**fields)
+    runner = VirtualRunner(fields["costs"], made.clock)
+    made.engine._runner = runner
+    return made
+
+
+def learn(made: VirtualEngine) -> None:
+    """Let the cost model see enough steps to know the machine."""
+    rng = random.Random(7)
+    for _ in range(12):
+        made.submit(text(rng, rng.randrange(300, 2500)), max_tokens=8, namespace=b"warm")
+    made.run()
+
+
+def test_steps_fill_their_budget_once_the_machine_is_known() -> None:
+    made = engine()
+    learn(made)
+    made.submit(list(range(8000)), max_tokens=1)
+    durations = []
+    while not made.engine.idle or not durations:
+        before = made.clock.now_s()
+        made.step()
+        durations.append(made.clock.now_s() - before)
+    assert max(durations) <= BUDGET_S * 1.25
+    assert min(durations[:-1]) >= BUDGET_S * 0.8
+
+
+def test_answers_keep_streaming_while_a_long_prompt_is_read() -> None:
+    made = engine()
+    learn(made)
+    rng = random.Random(1)
+    answers = [made.submit(text(rng, 200), max_tokens=400) for _ in range(5)]
+    for _ in range(20):
+        made.step()
+    made.submit(text(rng, 8000), max_tokens=1, request_id="long")
+    made.run()
+    long = made.answer("long")
+    assert long.started is not None
+    assert long.first_token_s is not None
+    for request_id in answers:
+        times = made.answer(request_id).token_times_s
+        gaps = [b - a for a, b in itertools.pairwise(times)]
+        assert max(gaps) <= 2 * BUDGET_S
+
+
+def test_a_short_prompt_has_its_first_token_within_four_budgets() -> None:
+    for arrival_steps in (1, 5, 17, 30):
+        made = engine()
+        learn(made)
+        rng = random.Random(arrival_steps)
+        made.submit(text(rng, 8000), max_tokens=50)
+        for _ in range(3):
+            made.submit(text(rng, 6000), max_tokens=50)
+        for _ in range(arrival_steps):
+            made.step()
+        arrived_s = made.clock.now_s()
+        short = made.submit(text(rng, 50), max_tokens=5)
+        made.run()
+        first_s = made.answer(short).first_token_s
+        assert first_s is not None
+        assert first_s - arrived_s <= 4 * BUDGET_S
+
+
+def fluid_finish_s(arrivals: list[tuple[float, float]]) -> list[float]:
+    """When each (arrival, work) ends if all present share one machine perfectly evenly."""
+    finish = [0.0] * len(arrivals)
+    now = level = 0.0
+    present: list[tuple[float, int]] = []
+    for i, (arrival_s, work_s) in [*enumerate(arrivals), (-1, (float("inf"), 0.0))]:
+        while present:
+            done_s = now + (present[0][0] - level) * len(present)
+            if done_s > arrival_s:
+                break
+            level, ended = heapq.heappop(present)
+            now = finish[ended] = done_s
+        if i < 0:
+            break
+        if present:
+            level += (arrival_s - now) / len(present)
+        now = arrival_s
+        heapq.heappush(present, (level + work_s, i))
+    return finish
+
+
+def test_the_fluid_model_shares_evenly() -> None:
+    assert fluid_finish_s([(0.0, 2.0), (1.0, 1.0)]) == pytest.approx([3.0, 3.0])
+    assert fluid_finish_s([(0.0, 1.0), (0.0, 3.0), (9.0, 1.0)]) == pytest.approx([2.0, 4.0, 10.0])
+
+
+def test_ten_thousand_arrivals_each_wait_at_most_twice_their_fair_share() -> None:
+    """Fair share: the time that a perfectly even division of the machine would take, to the step.
+
+    Work is a prompt's reading time, with the step's fixed cost spread over full steps.
+    """
+    rng = random.Random(42)
+    made = engine(n_blocks=40_000, max_running=4096, max_waiting=20_000)
+    made.engine._check_every_s = 1e9
+    learn(made)
+    overhead = BUDGET_S / (BUDGET_S - MACHINE.coefficients[0])
+    arrivals: list[tuple[float, float]] = []
+    prompts: list[tuple[str, int]] = []
+    at_s = made.clock.now_s()
+    for i in range(10_000):
+        n_tokens = min(8000, int(rng.lognormvariate(5.0, 1.3)) + 16)
+        at_s += rng.expovariate(2.6 if i % 400 < 300 else 5.5)  # with bursts beyond capacity
+        arrivals.append((at_s, MACHINE.prefill_s(n_tokens, 0) * overhead))
+        prompts.append((f"q{i}", n_tokens))
+    fair = fluid_finish_s(arrivals)
+    sent = 0
+    while sent < len(prompts) or not made.engine.idle:
+        if made.engine.idle and arrivals[sent][0] > made.clock.now_s():
+            made.clock.advance(arrivals[sent][0] - made.clock.now_s())
+        while sent < len(prompts) and arrivals[sent][0] <= made.clock.now_s():
+            name, n_tokens = prompts[sent]
+            made.submit([300 + sent] * n_tokens, max_tokens=1, request_id=name)
+            sent += 1
+        made.step()
+    assert not made.refused
+    worst = 0.0
+    for (name, _), (arrival_s, _), fair_s in zip(prompts, arrivals, fair, strict=True):
+        first_s = made.answer(name).first_token_s
+        assert first_s is not None
+        worst = max(worst, (first_s - arrival_s) / (fair_s - arrival_s + BUDGET_S))
+    assert worst <= 2.0
+
+
+def test_progress_is_reported_with_a_plausible_time_to_go() -> None:
+    made = engine()
+    learn(made)
+    name = made.submit(list(range(6000)), max_tokens=1)
+    made.run()
+    reports = [e for e in made.events if isinstance(e, Progress) and e.request_id == name]
+    assert [r.processed_tokens for r in reports] == sorted({r.processed_tokens for r in reports})
+    assert reports[-1].processed_tokens == reports[-1].total_tokens == 6000
+    assert reports[-1].eta_s == 0
+    first_s = made.answer(name).first_token_s
+    whole_s = MACHINE.prefill_s(6000, 0)
+    assert first_s is not None
+    assert reports[0].eta_s == pytest.approx(whole_s, rel=0.3)
