@@ -24,7 +24,16 @@ from kvasir.core.events import (
     Started,
     Token,
 )
-from kvasir.core.plans import Copy, Join, Sampled, StepPlan, StepResult, Work, as_runs
+from kvasir.core.plans import (
+    Copy,
+    Join,
+    PromptScores,
+    Sampled,
+    StepPlan,
+    StepResult,
+    Work,
+    as_runs,
+)
 from kvasir.core.requests import Request
 from kvasir.kv.cache import KvCache
 from kvasir.sched.admission import Admission, refuse_oversized, refuse_queued
@@ -158,8 +167,8 @@ class Scheduler:
         faults = {f.seq: f.message for f in result.faults}
         for scores in result.prompt_scores:
             sequence = self._running.get(scores.seq)
-            if sequence is not None and scores.scores:
-                self._say(Scored(sequence.request.id, scores.start, scores.scores))
+            if sequence is not None:
+                self._report_scores(sequence, scores)
         for work in plan.works:
             sequence = self._running.get(work.seq)
             if sequence is None:
@@ -353,6 +362,14 @@ class Scheduler:
                 left_s,
             )
         )
+
+    def _report_scores(self, sequence: Sequence, scores: PromptScores) -> None:
+        """Each position once, though a preempted prompt is read and scored again."""
+        known = max(0, sequence.scored_to - scores.start)
+        fresh = scores.scores[known:]
+        if fresh:
+            sequence.scored_to = scores.start + len(scores.scores)
+            self._say(Scored(sequence.request.id, scores.start + known, fresh))
 
     def _say(self, event: Event) -> None:
         self._events.append(event)

@@ -32,6 +32,7 @@ class Sequence:
         "preemptions",
         "request",
         "reused",
+        "scored_to",
         "served_s",
         "tokens",
     )
@@ -52,6 +53,7 @@ class Sequence:
         self.bypassed = 0  # how often a later arrival was admitted first
         self.reused = -1  # prompt tokens found at first admission; -1 before it
         self.miss: Miss | None = None
+        self.scored_to = 0  # prompt positions whose scores have been reported end here
         self.served_s = 0.0  # virtual service time: what fair shares compare
         self.preemptions = 0
         self.arrived_s = 0.0

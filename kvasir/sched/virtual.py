@@ -88,7 +88,11 @@ class VirtualRunner:
         return StepResult(
             elapsed_s=elapsed_s,
             sampled=sampled,
-            prompt_scores=tuple(_scores(w) for w in plan.works if w.score is not None),
+            prompt_scores=tuple(
+                _scores(w, self.known[w.seq].join.n_prompt)
+                for w in plan.works
+                if w.score is not None
+            ),
         )
 
     def _compute(self, plan: StepPlan) -> tuple[Sampled, ...]:
@@ -197,11 +201,11 @@ def _sampled(join: Join, state: int, end: int, vocab_size: int) -> Sampled:
     return Sampled(join.seq, TokenScore(token, -0.5, alternatives), top is not None)
 
 
-def _scores(work: Work) -> PromptScores:
-    """Scores that are a function of the token alone, for every token but the first."""
+def _scores(work: Work, n_prompt: int) -> PromptScores:
+    """Scores that are a function of the token alone, for every prompt token but the first."""
     start = max(1, work.start)
     scores: list[TokenScore] = []
-    for token in work.tokens[start - work.start :]:
+    for token in work.tokens[start - work.start : n_prompt - work.start]:
         logprob = -(1.0 + token % 7)
         scores.append(TokenScore(token, logprob, ((token, logprob),) if work.score else ()))
     return PromptScores(work.seq, start, tuple(scores))

@@ -7,7 +7,7 @@ import random
 from virtual_engine import VirtualEngine, text
 
 from kvasir.core.costs import StepCosts
-from kvasir.core.events import FinishReason, Miss
+from kvasir.core.events import FinishReason, Miss, Scored
 from kvasir.core.requests import Sampling
 
 SLOW = StepCosts((0.001, 0.001, 0.0, 0.001, 0.0))  # about a hundred tokens a step
@@ -132,6 +132,24 @@ def test_prompt_scores_reuse_nothing_and_say_so() -> None:
     assert answer.finished is not None
     assert answer.finished.usage.reused_tokens == 0
     assert answer.finished.usage.miss is Miss.PROMPT_LOGPROBS
+
+
+def test_prompt_scores_come_once_for_each_position_also_after_a_preemption() -> None:
+    rng = random.Random(10)
+    made = VirtualEngine(n_blocks=30, answer_room_tokens=0, costs=SLOW)
+    rival = made.submit(text(rng, 8), max_tokens=100)
+    scored = made.submit(text(rng, 60), max_tokens=40, prompt_logprobs=1)
+    made.run()
+    assert made.right(rival)
+    assert made.right(scored)
+    assert made.answer(scored).finished.usage.preemptions > 0  # type: ignore[union-attr]
+    positions = [
+        event.start + i
+        for event in made.events
+        if isinstance(event, Scored)
+        for i in range(len(event.scores))
+    ]
+    assert positions == list(range(1, 60))
 
 
 def test_a_prompt_that_is_only_read_answers_nothing_and_is_there_afterwards() -> None:
