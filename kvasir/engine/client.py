@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(slots=True)
 class _Caller:
-    """Who is told about a request, and how many of its choices are still open."""
+    """Who is told about a request, and which of its choices are still open."""
 
     deliver: Deliver
-    open_choices: int
+    open_choices: set[int]
     n_prompt: int
 
 
@@ -74,7 +74,7 @@ class EngineClient:
                 raise ValueError(f"request id {request.id!r} is in use")
             if not self._callers:  # the engine sleeps: its silence begins to count now
                 self._stepped_s = self._clock.now_s()
-            self._callers[request.id] = _Caller(deliver, request.n, len(request.tokens))
+            self._callers[request.id] = _Caller(deliver, set(range(request.n)), len(request.tokens))
             self._inbox.append(command)
             self._wake.notify()
 
@@ -156,8 +156,8 @@ class EngineClient:
             except Exception:  # a caller's fault must not end the engine
                 log.exception("delivering an event of request %s failed", event.request_id)
             if isinstance(event, Finished):
-                caller.open_choices -= 1
-            if isinstance(event, Refused) or caller.open_choices == 0:
+                caller.open_choices.discard(event.choice)
+            if isinstance(event, Refused) or not caller.open_choices:
                 with self._wake:
                     self._callers.pop(event.request_id, None)
 
@@ -171,6 +171,7 @@ class EngineClient:
         for request_id, caller in callers.items():
             usage = Usage(prompt_tokens=caller.n_prompt, reused_tokens=0)
             try:
-                caller.deliver(Finished(request_id, 0, reason, usage, None, self._failure))
+                for choice in sorted(caller.open_choices):
+                    caller.deliver(Finished(request_id, choice, reason, usage, None, self._failure))
             except Exception:
                 log.exception("telling request %s of the end failed", request_id)
