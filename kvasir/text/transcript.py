@@ -174,7 +174,7 @@ def _spelled(
     end = 0  # bytes of the reply that ``ids`` spell
     whole = (0, 0)  # ids and bytes as far as characters are complete
     for token in generated:
-        if tokenizer.is_special(token) or not 0 <= token < tokenizer.vocab_size:
+        if not 0 <= token < tokenizer.vocab_size:
             break
         data = tokenizer.token_bytes(token)
         if not ids and tokenizer.strips_space and data.startswith(b" "):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from hypothesis import settings
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from kvasir.text import tokenizer as product
 from kvasir.text.spelling import BYTE_LEVEL_ALPHABET
+
+# the same examples in every run, however busy the machine is
+steady = settings(deadline=None, derandomize=True)
 
 ALPHABET = sorted(BYTE_LEVEL_ALPHABET, key=BYTE_LEVEL_ALPHABET.__getitem__)  # by byte
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

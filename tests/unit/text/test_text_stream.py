@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from sample_tokenizers import byte_level, sentencepiece
+from sample_tokenizers import byte_level, sentencepiece, steady
 
 from kvasir.core.errors import RequestError
 from kvasir.text.stream import MAX_STOP_CHARS, MAX_STOPS, TextStream
@@ -64,9 +64,12 @@ CROWDED = st.text("the sop.\n你é", max_size=40).map(BYTES.encode)
 STOPS = st.lists(st.text("the sop.\n你é\ufffd", min_size=1, max_size=5), max_size=8)
 
 
+@steady
 @given(ALL_IDS | CROWDED, STOPS)
 @example(BYTES.encode("aab"), ["ab", "aaa"])
 @example(BYTES.encode("stop"), ["stop", "to", "top"])
+@example(BYTES.encode("stop"), ["op", "stop", "p"])
+@example(BYTES.encode("aabaaabaaac"), ["aabaaac"])
 @example([*BYTES.encode("x"), 4 + 0xE4], ["\ufffd"])
 def test_pieces_joined_are_the_whole_text_up_to_the_first_stop(
     ids: list[int], stops: list[str]
@@ -74,6 +77,7 @@ def test_pieces_joined_are_the_whole_text_up_to_the_first_stop(
     check(BYTES, ids, stops)
 
 
+@steady
 @given(
     st.lists(st.integers(0, SPM.vocab_size - 1), max_size=30)
     | st.text("the ast.\n你", max_size=30).map(lambda t: SPM.encode(t, bos=False)),

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sample_tokenizers import (
     ALPHABET,
@@ -16,6 +16,7 @@ from sample_tokenizers import (
     gguf_metadata,
     sentencepiece,
     sentencepiece_backend,
+    steady,
 )
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, processors
@@ -42,19 +43,21 @@ def pieces(tokenizer: Tokenizer, text: str) -> list[str]:
     return [tokenizer.token_text(i) for i in tokenizer.encode(text)]
 
 
+@steady
 @given(TEXT)
 def test_text_survives_a_round_trip(text: str) -> None:
     assert SMOLLM.decode(SMOLLM.encode(text)) == text
     assert SMOLLM.decode(SMOLLM.encode(text, special=False)) == text
 
 
+@steady
 @given(st.lists(st.integers(0, SMOLLM.vocab_size - 1), max_size=30), st.booleans())
 def test_decoding_any_byte_level_ids_equals_the_library(ids: list[int], skip: bool) -> None:
     backend = build_backend(gguf_metadata())
     assert SMOLLM.decode(ids, skip_special=skip) == backend.decode(ids, skip_special_tokens=skip)
 
 
-@settings(max_examples=50)
+@steady
 @given(st.text("the ast.\n你é▁", max_size=30), st.booleans())
 def test_sentencepiece_text_equals_the_library(text: str, skip: bool) -> None:
     ids = SPM.encode(text)
@@ -237,7 +240,7 @@ def test_a_missing_tokenizer_is_not_found(tmp_path: Path) -> None:
 WHOLE = build_backend(gguf_metadata()).to_str()
 
 
-@settings(max_examples=60, deadline=None)
+@steady
 @given(cut=st.integers(0, len(WHOLE) - 2))
 def test_a_truncated_tokenizer_file_is_corrupt(
     tmp_path_factory: pytest.TempPathFactory, cut: int

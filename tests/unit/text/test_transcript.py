@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sample_tokenizers import byte_level, sentencepiece
+from sample_tokenizers import byte_level, sentencepiece, sentencepiece_backend, steady
 
 from kvasir.core.errors import RequestError
 from kvasir.text.stream import TextStream
@@ -172,6 +172,7 @@ def test_half_a_character_and_what_follows_a_special_token_are_not_kept() -> Non
     prompt = BYTES.encode(text)
     for tail, reply in (
         (by_bytes("你")[:2], "in\ufffd"),  # cut by max_tokens in the middle
+        (by_bytes("你")[:2] + by_bytes("x"), "in你"),
         ([START, *by_bytes("in")], "inin"),  # the stream leaves special tokens out
         ([BYTES.vocab_size + 7], "in"),  # an id of the model's padding
     ):
@@ -198,7 +199,9 @@ def test_a_mark_for_the_beginning_of_a_text_never_gets_into_its_middle() -> None
     transcripts = Transcripts(ROOM)
     messages = [user("the")]
     prompt = tokenizer.encode("<s>the", bos=False)
-    answer = tokenizer.encode("in the", bos=False)  # begins with the mark, a space in the middle
+    pieces = ["▁", "i", "n", "▁the"]  # the first has the mark; encoding would join it with the i
+    answer = [sentencepiece_backend().token_to_id(piece) for piece in pieces]
+    assert answer != tokenizer.encode("in the", bos=False)
     stream = TextStream(tokenizer)
     reply = "".join(stream.push(i).text for i in answer) + stream.finish()
     assert reply == "in the"
@@ -267,6 +270,7 @@ def test_the_same_turn_again_takes_the_place_of_the_first() -> None:
 WORDS = st.text("the ins.\n你é<|im_end|>", max_size=12)
 
 
+@steady
 @given(
     turns=st.lists(st.tuples(WORDS, WORDS, st.booleans()), min_size=1, max_size=6),
     pre=st.sampled_from(("smollm", "qwen2", "llama-bpe")),
