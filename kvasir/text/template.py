@@ -62,13 +62,9 @@ class ChatTemplate:
             **self._tokens,
         }
         with self._lock:
-            if self._process is None:
+            if self._process is None or not self._process.alive:
                 self._process = _Process(self._source)
-            try:
-                return self._process.ask({"variables": variables})
-            except _Ended:
-                self._process = None
-                raise
+            return self._process.ask({"variables": variables})
 
     def close(self) -> None:
         """End the process that renders; a later ``render`` starts another."""
@@ -139,6 +135,11 @@ class _Process:
             self.end()
             raise
 
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked again."""
+        return self.end.alive and self._child.poll() is None
+
     def ask(self, request: Mapping[str, object]) -> str:
         """The text that comes of ``request``.
 
@@ -153,7 +154,7 @@ class _Process:
         deadline_s = time.monotonic() + 10.0 * (1 + cpu_s(len(payload)))
         try:
             reply = self._exchange(payload, deadline_s)
-        except _Ended:
+        except BaseException:  # a Ctrl-C too would leave half an exchange in the pipes
             self.end()
             raise
         if "limit" in reply:

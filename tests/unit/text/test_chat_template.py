@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -191,6 +192,36 @@ def test_no_process_or_descriptor_is_left_behind() -> None:
     gc.collect()
     assert child_pids() == processes
     assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_a_process_that_was_killed_from_outside_is_replaced() -> None:
+    before = child_pids()
+    template = ChatTemplate(CHATML)
+    text = template.render([USER])
+    (pid,) = child_pids() - before
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert template.render([USER]) == text
+    template.close()
+    assert child_pids() == before
+
+
+def test_an_interrupt_in_the_middle_never_gives_the_next_request_its_text() -> None:
+    template = ChatTemplate(ECHO)
+    template.render([USER])
+    process = template._process
+    assert process is not None
+    read = process._read
+
+    def interrupted(n_bytes: int, deadline_s: float) -> bytes:
+        raise KeyboardInterrupt
+
+    process._read = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        template.render([USER | {"content": "of another"}])
+    process._read = read  # type: ignore[method-assign]
+    assert template.render([USER]) == "Hello"
+    template.close()
 
 
 def test_threads_get_each_their_own_text() -> None:
