@@ -23,6 +23,7 @@ from kvasir.model.files import ModelFiles
 from kvasir.model.spec import ModelSpec
 
 POOL_SLACK = 1.25  # over what the workload holds at once, so that nothing is ever preempted
+PART_BLOCK_TOKENS = 128  # room for every sequence's blocks that are not full
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +39,15 @@ class Arm:
     @property
     def settings(self) -> dict[str, Any]:
         """What a reader should know of the set-up: no paths."""
-        return {
-            "weights": Path(self.setup.weights).name,
-            "dtype": self.setup.dtype,
-            "threads": self.setup.threads,
-            "kv_gib": round(self.setup.kv_gib, 3),
-            "flash_attention": self.setup.flash_attention,
+        setup = self.setup
+        common = {
+            "weights": Path(setup.weights).name,
+            "threads": setup.threads,
+            "window": setup.window,
         }
+        if setup.engine == "llama_cpp":
+            return {**common, "flash_attention": setup.flash_attention}
+        return {**common, "dtype": setup.dtype}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,8 +161,7 @@ def _setup(plan: Plan, engine: str, weights: Path, *, flash_attention: bool = Fa
         weights=str(weights.resolve()),
         dtype=plan.dtype,
         threads=plan.threads,
-        context_tokens=plan.workload.longest,
-        clients=sizes.clients,
+        window=plan.workload.longest,
         client_tokens=sizes.client_prompt + sizes.client_answer,
         home=str((plan.cache / "home").resolve()),
         flash_attention=flash_attention,
@@ -168,10 +170,13 @@ def _setup(plan: Plan, engine: str, weights: Path, *, flash_attention: bool = Fa
 
 
 def pool_gib(spec: ModelSpec, workload: Workload, dtype: str) -> float:
-    """A KV pool for what ``workload`` holds at once, so that memory can be compared: the other
-    engines too have room for the workload and no more."""
+    """A KV pool for what ``workload`` holds at once.
+
+    So memory can be compared: the other engines too have room for the workload and no more.
+    """
     sizes = workload.sizes
     crowd = sizes.clients * (sizes.client_prompt + sizes.client_answer)
     element_bytes: int = getattr(torch, dtype).itemsize
     token_bytes = 2 * spec.n_layers * spec.n_kv_heads * spec.head_dim * element_bytes
-    return max(workload.longest, crowd) * POOL_SLACK * token_bytes / 2**30
+    tokens = max(workload.longest, crowd) * POOL_SLACK + (sizes.clients + 1) * PART_BLOCK_TOKENS
+    return tokens * token_bytes / 2**30

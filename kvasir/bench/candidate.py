@@ -23,9 +23,8 @@ class Setup:
     weights: str  # absolute path of a checkpoint folder or of a GGUF file
     dtype: str  # "bfloat16", "float16", "float32"; a GGUF file has its own
     threads: int
-    context_tokens: int  # the longest prompt with its answer
-    clients: int  # concurrent sequences
-    client_tokens: int  # the longest prompt with its answer of one of these
+    window: int  # tokens of the longest prompt with its answer
+    client_tokens: int  # of a prompt with its answer, where several are answered at once
     home: str  # a folder for what the engine wants to keep
     flash_attention: bool = False  # llama.cpp's switch; the others have none
     kv_gib: float = 0.0  # Kvasir's KV pool; 0 = what it takes by itself

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import os
 import shlex
 import sys
@@ -33,11 +34,11 @@ def main(argv: Sequence[str]) -> int:
     from kvasir.bench.run import run
 
     progress = Console(stderr=True, highlight=False)
-    result = run(options, lambda text: progress.print(text, markup=False))
+    result = run(options, lambda text: progress.print(text, markup=False, soft_wrap=True))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(result.to_json(), encoding="utf-8")
     report.show(result, Console(width=None if sys.stdout.isatty() else 160))
-    progress.print(f"every sample is in {options.out}", markup=False)
+    progress.print(f"every sample is in {options.out}", markup=False, soft_wrap=True)
     return 1 if any(arm.failures for arm in result.arms) else 0
 
 
@@ -56,8 +57,10 @@ def parse(argv: Sequence[str], env: Mapping[str, str]) -> Options:
         ("threads", given.threads),
         ("timeout", given.timeout),
     ):
-        if value < 1:
-            raise ConfigError(f"--{name} is {value}; it must be at least 1")
+        if not 1 <= value < math.inf:
+            raise ConfigError(f"--{name} is {value}; it must be a number of at least 1")
+    if not 0 <= given.kv_gib < math.inf:
+        raise ConfigError(f"--kv-gib is {given.kv_gib}; it must not be negative")
     config = load_config({"model": given.model, "home": given.home})
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
     return Options(
@@ -124,5 +127,8 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
 
 def published_command(argv: Sequence[str]) -> str:
     """The command as it may be published: of a path, the last part only."""
-    words = [Path(word).name if os.sep in word else word for word in argv]
+    words = []
+    for word in argv:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        words.append(option + equals + (Path(value).name if os.sep in value else value))
     return shlex.join(["kvasir", "bench", "peers", *words])

@@ -14,6 +14,13 @@ NOISY = 1.25  # largest over smallest sample; beyond it the spread is shown
 
 def show(report: Report, console: Console) -> None:
     """Print ``report``."""
+    machine = report.machine
+    console.print(
+        f"{report.model} in {report.dtype}, {report.threads} threads of {machine.cpu} "
+        f"({machine.cores} cores), {report.repeats} repeats, text: {report.text}",
+        highlight=False,
+        markup=False,
+    )
     console.print(table(report))
     console.print(
         "Medians. The number after x says how many times better Kvasir is than that engine: above "
@@ -27,11 +34,7 @@ def show(report: Report, console: Console) -> None:
 def table(report: Report) -> Table:
     """One row per figure that was measured, one column per engine that took part."""
     arms = [arm.name for arm in report.arms if not arm.skipped]
-    machine = report.machine
-    grid = Table(
-        title=f"{report.model}, {report.dtype}, {report.threads} threads, {machine.cpu}",
-        title_justify="left",
-    )
+    grid = Table()
     grid.add_column("")
     grid.add_column("unit")
     for arm in arms:

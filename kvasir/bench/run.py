@@ -148,6 +148,7 @@ def _over_http(
         "dtype": setup.dtype,
         "threads": str(setup.threads),
         "kv_gib": str(setup.kv_gib),
+        "max_window": str(setup.window),
         "home": setup.home,
     }
     with http.served(arm.python, settings, env=env, cwd=import_path, timeout_s=timeout_s) as port:

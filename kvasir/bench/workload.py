@@ -100,10 +100,14 @@ class Workload:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest single prompt with its answer."""
+        """Tokens of the longest prompt with its answer: the window that the workload needs."""
         sizes = self.sizes
-        asked = sizes.shared + max(map(len, self.questions)) + sizes.shared_answer
-        return max(asked, sizes.contexts[-1] + sizes.decode_tokens, sizes.served + 1)
+        return max(
+            sizes.contexts[-1] + sizes.decode_tokens,
+            sizes.served + 1,
+            sizes.shared + max(map(len, self.questions)) + sizes.shared_answer,
+            sizes.client_prompt + sizes.client_answer,
+        )
 
 
 START_TOKENS = 16

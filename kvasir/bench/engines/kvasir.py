@@ -62,7 +62,7 @@ class KvasirCandidate:
         return {"kvasir": kvasir.__version__, "torch": torch.__version__}
 
     def notes(self) -> list[str]:
-        return ["the engine in process, default settings, prefix reuse on", *self._about]
+        return ["the engine in process, prefix reuse on", *self._about]
 
     def answer(self, prompt: Sequence[int], n_tokens: int, topic: str) -> Answer:
         start_s = time.perf_counter()
@@ -103,7 +103,8 @@ class KvasirCandidate:
 
 
 def load(setup: Setup) -> KvasirCandidate:
-    """Build the engine on ``setup.weights`` with default settings, but for the pool's size."""
+    """Build the engine on ``setup.weights`` with default settings, but for the sizes of pool and
+    window, which are those of the workload."""
     from kvasir.engine.build import build
 
     home = Path(setup.home)
@@ -113,6 +114,7 @@ def load(setup: Setup) -> KvasirCandidate:
         "dtype": setup.dtype,
         "threads": setup.threads,
         "kv_gib": setup.kv_gib,
+        "max_window": setup.window,
         "home": home,
     }
     built = build(load_config(settings, env={}), report=print)

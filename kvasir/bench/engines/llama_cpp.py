@@ -102,9 +102,7 @@ class LlamaCppCandidate:
         self._model = c.llama_model_load_from_file(setup.weights.encode(), params)
         if not self._model:
             raise ValueError(f"llama.cpp cannot load {setup.weights}")
-        self._context = LlamaContext(
-            self._model, setup, n_tokens=setup.context_tokens, n_sequences=1
-        )
+        self._context = LlamaContext(self._model, setup, n_tokens=setup.window, n_sequences=1)
         self._topic = ""
         self._cached: list[int] = []
 
