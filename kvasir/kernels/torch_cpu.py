@@ -13,10 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kvasir.kernels import torch_cpu_decode
 from kvasir.kernels.paging import Span, join, read
+from kvasir.kernels.torch_cpu_decode import DecodePlan
 from kvasir.kernels.torch_sdpa import causal_mask
 
 _MOST_RUNS = 8  # attended one by one; a table in more pieces is gathered into one copy
+_TOGETHER_TOKENS = 2048  # seen by single tokens: fewer are cheaper one sequence at a time
 _MASK_ROWS = 256  # rows of a windowed chunk that share one mask
 
 
@@ -34,17 +37,28 @@ def against(device: torch.device, dtype: torch.dtype) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class CpuPlan:
-    """A step's rows."""
+    """A step's rows: sequences attended one by one, and single tokens attended together."""
 
     spans: tuple[Span, ...]
+    singles: tuple[Span, ...]
+    decodes: DecodePlan | None  # of ``singles``
     window: int | None
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """As ``reference.ReferencePlan.attend``."""
         out = torch.empty_like(query)
-        for span in self.spans:
+        alone = self.spans
+        if self.decodes is not None:
+            attended = self.decodes.attend(query, keys, values)
+            if attended is None:
+                alone += self.singles
+            elif len(attended) == len(query):
+                return attended
+            else:
+                out.index_copy_(0, self.decodes.rows, attended)
+        for span in alone:
             rows = slice(span.row, span.row + span.n)
-            if self.window is not None and span.end > self.window and span.n > 1:
+            if self.window is not None and span.n > 1 and span.end > self.window:
                 _attend_windowed(span, self.window, query, keys, values, out)
             else:
                 low = span.first_visible(self.window) if span.n == 1 else 0
@@ -110,4 +124,12 @@ def _attend_windowed(
 
 def plan(spans: Sequence[Span], window: int | None) -> CpuPlan:
     """Describe a step's rows; ``window`` is the number of last positions seen, None for all."""
-    return CpuPlan(tuple(spans), window)
+    singles = tuple(span for span in spans if span.n == 1)
+    seen_tokens = sum(span.end - span.first_visible(window) for span in singles)
+    together = bool(singles) and seen_tokens >= _TOGETHER_TOKENS
+    return CpuPlan(
+        spans=tuple(span for span in spans if span.n > 1 or not together),
+        singles=singles,
+        decodes=torch_cpu_decode.plan(singles, window) if together else None,
+        window=window,
+    )

@@ -2,7 +2,7 @@
 random shapes, windows, contexts and block tables. Slots that were never written hold NaN.
 
 Bounds on |difference| / max(1, |output|): reference 1e-12 in float64; kernels 2e-5 in float32, and
-0.03 in bfloat16, which is 8 units in its last place.
+0.06 in bfloat16, where scores of up to about 20 are rounded to 8 bits.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from paged_cases import DEVICES, Pool, scattered, table_of
 from torch import Tensor
 
 from kvasir.attention.backend import BACKENDS, Situation
-from kvasir.kernels import reference
+from kvasir.kernels import reference, torch_cpu
 from kvasir.kernels.paging import Span
 
-DTYPES = {"float32": (torch.float32, 2e-5), "bfloat16": (torch.bfloat16, 0.03)}
+DTYPES = {"float32": (torch.float32, 2e-5), "bfloat16": (torch.bfloat16, 0.06)}
 KERNELS = [b for b in BACKENDS if b.name != "reference"]
 
 
@@ -61,11 +61,15 @@ def build(
     return spans, query, pool, window
 
 
+@pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda b: b.name)
-@pytest.mark.parametrize("seed", range(40))
-def test_kernels_agree_with_the_reference(kernel, seed: int, dtype: str, device: str) -> None:
+@pytest.mark.parametrize("seed", range(25))
+def test_kernels_agree_with_the_reference(
+    kernel, seed: int, dtype: str, device: str, together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_cpu, "_TOGETHER_TOKENS", 0 if together else 10**9)
     kind, bound = DTYPES[dtype]
     if kernel.against(Situation(device=torch.device(device), dtype=kind)):
         pytest.skip(f"{kernel.name} does not attend {dtype} on {device}")
@@ -103,9 +107,10 @@ def test_the_reference_is_float64_attention_row_by_row(seed: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_scores_of_any_size_are_attended(dtype: str) -> None:
+def test_scores_of_any_size_are_attended(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores in the thousands, as models with large key biases have: softmax must not overflow,
     and near-ties must be told apart where the dtype of keys and queries tells them apart."""
+    monkeypatch.setattr(torch_cpu, "_TOGETHER_TOKENS", 0)
     kind, bound = DTYPES[dtype]
     for kernel in KERNELS:
         table = table_of(list(range(4)), 64, "cpu")
