@@ -6,6 +6,7 @@ those, so that answers are readable text that tokenises back to the same ids.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -86,6 +87,16 @@ class World:
     client: EngineClient
     cache: KvCache
     runner: PacedRunner
+    loop: asyncio.AbstractEventLoop
+    idle_tasks: int  # on the loop, while no request is there
+
+    def tasks(self) -> int:
+        """Tasks on the server's event loop."""
+
+        async def count() -> int:
+            return len(asyncio.all_tasks()) - 1  # not this one
+
+        return asyncio.run_coroutine_threadsafe(count(), self.loop).result(10)
 
     def http(self, **options: object) -> httpx2.Client:
         return httpx2.Client(base_url=self.url, timeout=30.0, **options)  # type: ignore[arg-type]
@@ -99,7 +110,7 @@ class World:
 
 
 def make_engine(
-    *, n_blocks: int = 1024, **limits: float
+    *, n_blocks: int = 1024, window: int = WINDOW, **limits: float
 ) -> tuple[EngineClient, KvCache, PacedRunner, KvGeometry]:
     geometry = KvGeometry(
         n_layers=1,
@@ -114,18 +125,18 @@ def make_engine(
     cache = KvCache(geometry, "virtual")
     slots = array("Q", [POISON]) * (n_blocks * BLOCK_TOKENS)
     runner = PacedRunner(slots, BLOCK_TOKENS, vocab_size=PRINTABLE)
-    bounds = SchedLimits(**({"window": WINDOW} | limits))  # type: ignore[arg-type]
+    bounds = SchedLimits(window=window, **limits)  # type: ignore[arg-type]
     engine = Engine(Scheduler(cache, bounds, clock), runner, clock, check_every_s=0)
     return EngineClient(engine, clock).start(), cache, runner, geometry
 
 
-def make_served(engine: EnginePort, geometry: KvGeometry) -> Served:
+def make_served(engine: EnginePort, geometry: KvGeometry, window: int = WINDOW) -> Served:
     tokenizer = byte_tokenizer()
     card = ModelCard(
         name="virtual",
         aliases=("gpt-4o",),
         architecture="llama",
-        window=WINDOW,
+        window=window,
         vocab_size=tokenizer.vocab_size,
         dtype="float32",
         parameter_bytes=0,
@@ -136,18 +147,24 @@ def make_served(engine: EnginePort, geometry: KvGeometry) -> Served:
 
 
 @contextlib.contextmanager
-def listening(app: FastAPI, sock: socket.socket) -> Iterator[None]:
-    """Serve ``app`` on ``sock`` from a thread, as the command line does."""
+def listening(app: FastAPI, sock: socket.socket) -> Iterator[asyncio.AbstractEventLoop]:
+    """Serve ``app`` on ``sock`` from a thread, as the command line does; gives its loop."""
     server = uvicorn.Server(
         uvicorn.Config(app, http="h11", ws="none", loop="asyncio", log_level="critical")
     )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, name="test-http")
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def serve() -> None:
+        loops.append(asyncio.get_running_loop())
+        await server.serve(sockets=[sock])
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),), name="test-http")
     thread.start()
     try:
         while not server.started:
             assert thread.is_alive(), "the server did not start"
             time.sleep(0.002)
-        yield
+        yield loops[0]
     finally:
         server.should_exit = True
         thread.join()
@@ -159,17 +176,21 @@ def world(
     *,
     limits: Limits | None = None,
     n_blocks: int = 1024,
+    window: int = WINDOW,
     **sched_limits: float,
 ) -> Iterator[World]:
     """A server of its own."""
-    client, cache, runner, geometry = make_engine(n_blocks=n_blocks, **sched_limits)
-    served = make_served(client, geometry)
+    client, cache, runner, geometry = make_engine(n_blocks=n_blocks, window=window, **sched_limits)
+    served = make_served(client, geometry, window)
     app = create_app(served, config or Config(), limits=limits or Limits())
     sock = socket.create_server(("127.0.0.1", 0))
     port = sock.getsockname()[1]
     try:
-        with listening(app, sock):
-            yield World(f"http://127.0.0.1:{port}", port, app, served, client, cache, runner)
+        with listening(app, sock) as loop:
+            url = f"http://127.0.0.1:{port}"
+            made = World(url, port, app, served, client, cache, runner, loop, 0)
+            made.idle_tasks = made.tasks()
+            yield made
     finally:
         client.stop()
         assert served.codec.template is not None

@@ -84,7 +84,7 @@ def _invalid(error: ValidationError) -> ApiError:
     if kind == "model_type" and not param:
         return bad_request("The request body must be a JSON object.", code="invalid_type")
     if not param:
-        return bad_request(f"{message[:1].upper()}{message[1:]}.")
+        return bad_request(f"{message}.")
     if kind == "missing":
         return bad_request(f"The field '{param}' is required.", param, "missing_required_parameter")
     text = f"Invalid '{param}': {message[:1].lower()}{message[1:]}"

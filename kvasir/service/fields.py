@@ -27,8 +27,19 @@ def wrong(message: str) -> PydanticCustomError:
     return PydanticCustomError("value_error", "{reason}", {"reason": message})
 
 
+def whole(value: Any) -> Any:
+    """JSON has one kind of number: 2.0 is the whole number 2 (within what a float is exact for)."""
+    if isinstance(value, float) and value.is_integer() and abs(value) <= 2**53:
+        return int(value)
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(whole)]
+
+
 def check_ids(ids: list[Any], what: str) -> list[int]:
     """``ids`` if each one is a whole number that a token id can be."""
+    ids = [whole(token) for token in ids]
     for at, token in enumerate(ids):
         if type(token) is not int or not 0 <= token <= MAX_TOKEN_ID:
             raise wrong(f"{what} must hold token ids from 0 to {MAX_TOKEN_ID}; item {at} is none")
@@ -41,7 +52,7 @@ def _prompts(value: Any) -> tuple[Prompt, ...]:
         return (value,)
     if not isinstance(value, list) or not value:
         raise wrong("expected text, token ids, or a list of either that is not empty")
-    if type(value[0]) is int:
+    if type(value[0]) in (int, float):
         return (check_ids(value, "a list of token ids"),)
     if len(value) > MAX_PROMPTS:
         raise wrong(f"at most {MAX_PROMPTS} prompts fit in one request; got {len(value)}")
@@ -53,8 +64,7 @@ def _prompts(value: Any) -> tuple[Prompt, ...]:
     for at, ids in enumerate(value):
         if not isinstance(ids, list) or not ids:
             raise wrong(f"item {at} must be a list of token ids that is not empty")
-        check_ids(ids, f"item {at}")
-    return tuple(value)
+    return tuple(check_ids(ids, f"item {at}") for at, ids in enumerate(value))
 
 
 Prompts = Annotated[

@@ -9,9 +9,26 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from kvasir.service.fields import Biases, Content, Prompts, Stops, StopTokens, TokenIds, wrong
+from kvasir.service.fields import (
+    Biases,
+    Content,
+    Prompts,
+    Stops,
+    StopTokens,
+    TokenIds,
+    Whole,
+    wrong,
+)
 
 MAX_TOKENS = 16_777_216  # no window is longer; the model's own window is checked later
 
@@ -23,7 +40,7 @@ class Body(BaseModel):
 
 
 ModelName = Annotated[str, Field(max_length=256)]
-TokenCount = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+TokenCount = Annotated[Whole, Field(ge=1, le=MAX_TOKENS)]
 
 
 class StreamOptions(Body):
@@ -44,7 +61,7 @@ class GenerationFields(Body):
         default=None, description="0 is greedy; default 1."
     )
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = Field(
+    top_k: Annotated[Whole, Field(ge=0, le=1_000_000)] | None = Field(
         default=None, description="0 switches the filter off."
     )
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -54,10 +71,10 @@ class GenerationFields(Body):
     logit_bias: Biases = Field(
         default_factory=dict, description="Token id -> number added to its logit."
     )
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = Field(
+    seed: Annotated[Whole, Field(ge=-(2**63), le=2**63 - 1)] | None = Field(
         default=None, description="The same seed gives the same text; without one it is random."
     )
-    n: Annotated[int, Field(ge=1, le=16)] | None = Field(
+    n: Annotated[Whole, Field(ge=1, le=16)] | None = Field(
         default=None, description="How many answers."
     )
     stop: Stops = Field(default=(), description="Text at which an answer ends; not part of it.")
@@ -110,15 +127,16 @@ class ChatRequest(GenerationFields):
         default=None, description="The older name of `max_completion_tokens`."
     )
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
+    top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = Field(
         default=None, description="Alternatives beside the chosen token; needs `logprobs: true`."
     )
 
-    @model_validator(mode="after")
-    def _check(self) -> ChatRequest:
-        if self.top_logprobs is not None and not self.logprobs:
-            raise wrong("top_logprobs needs logprobs to be true")
-        return self
+    @field_validator("top_logprobs")
+    @classmethod
+    def _needs_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and not info.data.get("logprobs"):
+            raise wrong("it needs logprobs to be true")
+        return value
 
 
 class CompletionRequest(GenerationFields):
@@ -127,10 +145,10 @@ class CompletionRequest(GenerationFields):
     prompt: Prompts = Field(
         description="Text, token ids, or a list of either; each prompt gets its own choices."
     )
-    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = Field(
+    max_tokens: Annotated[Whole, Field(ge=0, le=MAX_TOKENS)] | None = Field(
         default=None, description="Default 16. 0 only reads, and with `echo` scores, the prompt."
     )
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
+    logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = Field(
         default=None, description="Alternatives per token; with `echo`, of the prompt's tokens too."
     )
     echo: bool | None = Field(default=None, description="Put the prompt before the answer.")
@@ -139,6 +157,9 @@ class CompletionRequest(GenerationFields):
 class TokenizeRequest(Body):
     """The body of `POST /tokenize`: a prompt, or messages to be put through the template."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["prompt"]}, {"required": ["messages"]}]}
+    )
     model: ModelName | None = None
     prompt: str | None = None
     messages: Messages = Field(default_factory=list)
@@ -151,7 +172,7 @@ class TokenizeRequest(Body):
     @model_validator(mode="after")
     def _check(self) -> TokenizeRequest:
         if (self.prompt is None) == (not self.messages):
-            raise wrong("give either prompt or messages")
+            raise wrong("Give either prompt or messages")
         return self
 
 

@@ -57,9 +57,9 @@ def test_malformed_bodies_are_a_400(http: httpx2.Client, path: str, data: bytes)
      "logit_bias", "stop", "stop_token_ids", "stream_options", "messages", "model"],
 )  # fmt: skip
 def test_no_value_of_any_field_is_a_5xx(http: httpx2.Client, field: str) -> None:
-    values = ["-1", "0", "1e999", "2147483648", "9223372036854775808", "NaN", "-0.0", "1e-320",
-              "Infinity", '"x"', "[]", "{}", "true", '[["x"]]', '{"x": {}}', "[null]", '""']  # fmt: skip
-    for value in values:
+    numbers = ["-1", "0", "-0.0", "1e-320", "1e999", "2147483648", "9223372036854775808", "NaN"]
+    others = ["Infinity", '"x"', '""', "[]", "{}", "true", '[["x"]]', '{"x": {}}', "[null]"]
+    for value in numbers + others:
         base = {"messages": '[{"role": "user", "content": "x"}]', "max_tokens": "2"}
         if field == "top_logprobs":
             base["logprobs"] = "true"
@@ -148,6 +148,7 @@ def test_other_methods_are_a_405_that_says_which_are_allowed(http: httpx2.Client
 
 
 def test_text_of_every_kind_is_answered(http: httpx2.Client) -> None:
-    for text in ("\x00", "\u202e\u200b\ufeff", "🐦" * 50, "<|im_start|>system\n", "\r\n" * 9, "\x7f"):
+    texts = ("\x00\x7f", "\u202e\u200b\ufeff", "🐦" * 50, "<|im_start|>system\n", "\r\n" * 9)
+    for text in texts:
         body = {"messages": [{"role": "user", "content": text}], "max_tokens": 2}
         assert http.post("/v1/chat/completions", json=body).status_code == 200

@@ -254,9 +254,7 @@ def test_what_is_left_of_the_window_is_the_default_and_the_bound(
 
 
 @pytest.mark.parametrize(("name", "status"), [("gpt-4o", 200), ("virtual", 200), ("gpt-5", 404)])
-def test_models_go_by_their_names_and_aliases(
-    http: httpx2.Client, name: str, status: int
-) -> None:
+def test_models_go_by_their_names_and_aliases(http: httpx2.Client, name: str, status: int) -> None:
     body = {"model": name, "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
     response = http.post(URL, json=body)
     assert response.status_code == status

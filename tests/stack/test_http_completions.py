@@ -70,7 +70,8 @@ def test_prompts_come_in_four_shapes(
     assert body["usage"]["completion_tokens"] == 8 * n_prompts
     stream = chunks(http, prompt=prompt, n=2)
     for choice in body["choices"]:
-        streamed = [c for chunk in stream for c in chunk["choices"] if c["index"] == choice["index"]]
+        index = choice["index"]
+        streamed = [c for chunk in stream for c in chunk["choices"] if c["index"] == index]
         assert "".join(c["text"] for c in streamed) == choice["text"]
         assert streamed[-1]["finish_reason"] == choice["finish_reason"] == "length"
 

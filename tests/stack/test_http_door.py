@@ -63,7 +63,7 @@ def test_a_foreign_page_is_not_let_in(shared: World, data: bytes) -> None:
 
 @pytest.mark.parametrize(
     "target",
-    [b"http://localhost/v1/models", b"//v1/models", b"/v1/models%2f", b"/v1/models/", b"/V1/models"],
+    [b"http://localhost/v1/models", b"//v1/models", b"/v1/models%2f", b"/v1/models/", b"/V1"],
 )
 def test_other_spellings_of_a_path_are_not_dispatched(shared: World, target: bytes) -> None:
     assert raw(shared, request_bytes(target))[0] == 404

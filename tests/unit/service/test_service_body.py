@@ -112,6 +112,13 @@ def test_top_logprobs_need_logprobs() -> None:
     assert "logprobs" in refusal(data).message
 
 
+def test_a_whole_number_may_be_written_with_a_point() -> None:
+    body = chat(max_tokens=2.0, n=3.0)
+    assert (body.max_tokens, body.n) == (2, 3)
+    assert isinstance(body.max_tokens, int)
+    assert refusal(json.dumps({"messages": USER, "n": 1.5}).encode()).param == "n"
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -157,6 +164,7 @@ def test_stops_have_one_shape(value: Any, stops: tuple[str, ...]) -> None:
         (["a", "b"], ("a", "b")),
         ([1, 2], ([1, 2],)),
         ([[1], [2, 3]], ([1], [2, 3])),
+        ([1.0, 2], ([1, 2],)),
     ],
 )
 def test_prompts_have_one_shape(value: Any, prompts: tuple[Any, ...]) -> None:
@@ -171,7 +179,8 @@ def test_prompts_have_one_shape(value: Any, prompts: tuple[Any, ...]) -> None:
         [1, "a"],
         ["a", 1],
         [[1], "a"],
-        [1.0],
+        [1.5],
+        [2.0**60],
         [True],
         [-1],
         [2**31],

@@ -220,7 +220,9 @@ def test_health_is_open_and_has_no_caller() -> None:
 
 def test_the_homes_socket_is_the_owner() -> None:
     config = Config(keys=KEYS)
-    status, caller, _ = knock(host=None, server=("/home/x/socket", None), client=None, config=config)
+    status, caller, _ = knock(
+        host=None, server=("/home/x/socket", None), client=None, config=config
+    )
     assert (status, caller.tenant) == (200, "local")
 
 

@@ -81,9 +81,7 @@ def test_an_answer_ends_when_the_engine_says_so() -> None:
 
 def test_half_a_character_waits_for_the_other_half_and_keeps_its_score() -> None:
     got = answers()
-    first, second = (
-        list(got.take(Token("r0", 0, id_, TokenScore(id_, -1.0)))) for id_ in ids("é")
-    )
+    first, second = (list(got.take(Token("r0", 0, id_, TokenScore(id_, -1.0)))) for id_ in ids("é"))
     assert first == []
     (piece,) = second
     assert isinstance(piece, Piece)
@@ -135,9 +133,7 @@ def test_a_request_is_not_aborted_when_the_engine_has_ended_it() -> None:
 
 def test_indices_are_prompt_times_n_plus_choice() -> None:
     got = answers(n=2, prompts=2)
-    assert say(got, "x", choice=1, name="r1")[0] == Piece(
-        3, "x", (TokenScore(ids("x")[0], -1.0),)
-    )
+    assert say(got, "x", choice=1, name="r1")[0] == Piece(3, "x", (TokenScore(ids("x")[0], -1.0),))
 
 
 @pytest.mark.parametrize(
