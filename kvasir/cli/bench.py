@@ -14,15 +14,14 @@ TYPER_SETTINGS = {
         "allow_interspersed_args": False,  # what follows NAME is the measurement's
     }
 }
-MEASUREMENTS = ("peers", "layout")
+MEASUREMENTS = ("peers",)
 
 
 def command(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="peers or layout.")] = "peers",
+    name: Annotated[str, typer.Argument(help="What to measure.")] = "peers",
 ) -> None:
-    """Measure speed: `peers` compares with other engines on the same weights, `layout` times the
-    layouts of the KV pool.
+    """Measure speed: `peers` compares with other engines on the same weights.
 
     What follows NAME goes to the measurement; `kvasir bench NAME --help` lists it.
     """
