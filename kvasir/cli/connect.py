@@ -37,27 +37,41 @@ def connect(config: Config) -> Iterator[Connection]:
     """
     home = open_home(config.home)
     with contextlib.ExitStack() as stack:
-        deadline_s = time.monotonic() + _WAIT_FOR_OWNER_S
-        while True:
-            client = stack.enter_context(Client(home.socket_path))
-            try:
-                names = client.model_names()
-            except NoServer:
-                pass
-            else:
-                _check_model(config, home, names)
-                break
-            try:
-                owned = stack.enter_context(home.own())
-            except HomeBusy:
-                if time.monotonic() > deadline_s:
-                    raise
-                time.sleep(0.2)
-            else:
-                client = stack.enter_context(_client_of_own_server(config, owned))
-                names = client.model_names()
-                break
+        owned = _own_unless_served(home, stack)
+        if owned is not None:
+            stack.enter_context(_own_server(config, owned))
+        client = stack.enter_context(Client(home.socket_path))
+        names = client.model_names()
+        if owned is None:
+            _check_model(config, home, names)
         yield Connection(client, names[0])
+
+
+def _own_unless_served(home: Home, stack: contextlib.ExitStack) -> OwnedHome | None:
+    """None once a server answers on ``home``, else the home itself, owned until ``stack`` ends."""
+    deadline_s = time.monotonic() + _WAIT_FOR_OWNER_S
+    told = False
+    while True:
+        if _answers(home):
+            return None
+        try:
+            return stack.enter_context(home.own())
+        except HomeBusy:
+            if time.monotonic() > deadline_s:
+                raise
+            if not told:
+                show.note(f"waiting for process {home.owner_pid()}, which owns {home.path}")
+                told = True
+            time.sleep(0.2)
+
+
+def _answers(home: Home) -> bool:
+    try:
+        with Client(home.socket_path) as client:
+            client.model_names()
+    except NoServer:
+        return False
+    return True
 
 
 def _check_model(config: Config, home: Home, names: list[str]) -> None:
@@ -72,7 +86,8 @@ def _check_model(config: Config, home: Home, names: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def _client_of_own_server(config: Config, owned: OwnedHome) -> Iterator[Client]:
+def _own_server(config: Config, owned: OwnedHome) -> Iterator[None]:
+    """A server in this process, on the home's socket alone, for the block."""
     from kvasir.cli.compose import compose
     from kvasir.cli.listener import Listener, listening_in_background
 
@@ -85,5 +100,5 @@ def _client_of_own_server(config: Config, owned: OwnedHome) -> Iterator[Client]:
             stop_engine=server.built.engine.stop,
             on_ready=lambda: None,
         )
-        with listening_in_background(listener), Client(owned.home.socket_path) as client:
-            yield client
+        with listening_in_background(listener):
+            yield
