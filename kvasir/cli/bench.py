@@ -14,7 +14,7 @@ TYPER_SETTINGS = {
         "allow_interspersed_args": False,  # what follows NAME is the measurement's
     }
 }
-MEASUREMENTS = ("peers",)
+MEASUREMENTS = ("peers", "planning")
 
 
 def command(
