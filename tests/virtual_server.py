@@ -48,13 +48,19 @@ TEMPLATE = (
 )
 
 
-def byte_tokenizer() -> Tokenizer:
-    """One token per byte, the printable ones first, then two special tokens."""
+def byte_tokenizer(*, pairs: bool = False) -> Tokenizer:
+    """One token per byte, the printable ones first, then two special tokens.
+
+    With ``pairs``, two of these beside each other are one token too; the runner never says those, so
+    its answers tokenise back to other ids than it generated.
+    """
     printable = [chr(code) for code in range(32, 127)]
     printable[0] = "Ġ"  # how byte-level vocabularies spell a space
     others = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(printable))
     vocab = {character: id_ for id_, character in enumerate([*printable, *others])}
-    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    merges = [(a, b) for a in printable for b in printable] if pairs else []
+    vocab |= {a + b: id_ for id_, (a, b) in enumerate(merges, start=len(vocab))}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
@@ -130,8 +136,13 @@ def make_engine(
     return EngineClient(engine, clock).start(), cache, runner, geometry
 
 
-def make_served(engine: EnginePort, geometry: KvGeometry, window: int = WINDOW) -> Served:
-    tokenizer = byte_tokenizer()
+def make_served(
+    engine: EnginePort,
+    geometry: KvGeometry,
+    window: int = WINDOW,
+    tokenizer: Tokenizer | None = None,
+) -> Served:
+    tokenizer = tokenizer or byte_tokenizer()
     card = ModelCard(
         name="virtual",
         aliases=("gpt-4o",),
@@ -177,11 +188,12 @@ def world(
     limits: Limits | None = None,
     n_blocks: int = 1024,
     window: int = WINDOW,
+    tokenizer: Tokenizer | None = None,
     **sched_limits: float,
 ) -> Iterator[World]:
     """A server of its own."""
     client, cache, runner, geometry = make_engine(n_blocks=n_blocks, window=window, **sched_limits)
-    served = make_served(client, geometry, window)
+    served = make_served(client, geometry, window, tokenizer)
     app = create_app(served, config or Config(), limits=limits or Limits())
     sock = socket.create_server(("127.0.0.1", 0))
     port = sock.getsockname()[1]

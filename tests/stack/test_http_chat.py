@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from virtual_server import WINDOW, World, world
+from virtual_server import WINDOW, World, byte_tokenizer, world
 
 from kvasir.sched.virtual import expected_answer
 
@@ -123,20 +123,36 @@ def test_cached_tokens_are_there_and_true_with_the_reason_for_none() -> None:
         assert other["usage"]["prompt_tokens_details"]["cached_tokens"] == common
 
 
-def test_a_follow_up_computes_only_its_new_tokens() -> None:
-    with world() as own, own.http() as http:
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_follow_up_computes_only_its_new_tokens(streaming: bool) -> None:
+    tokenizer = byte_tokenizer(pairs=True)
+    with world(tokenizer=tokenizer) as own, own.http() as http:
         text = "a long text " * 60
-        first = ask(http, text, max_tokens=40)
-        reply = first["choices"][0]["message"]["content"]
-        streamed = chunks(
-            http, text, reply, "and then?", stream_options={"include_usage": True}, max_tokens=20
-        )[-1]["usage"]
-        tokenizer = own.served.codec.tokenizer
-        new = len(tokenizer.encode("<|im_end|>\n<|im_start|>user\nand then?<|im_end|>\n"))
-        new += len(tokenizer.encode("<|im_start|>assistant\n"))
-        computed = streamed["prompt_tokens"] - streamed["prompt_tokens_details"]["cached_tokens"]
+        if streaming:
+            reply = text_of(chunks(http, text, max_tokens=60))
+        else:
+            reply = ask(http, text, max_tokens=60)["choices"][0]["message"]["content"]
+        assert len(tokenizer.encode(reply)) < 60  # read anew, it would be other tokens
+        usage = chunks(http, text, reply, "why?", stream_options={"include_usage": True})[-1][
+            "usage"
+        ]
+        new = "<|im_end|>\n<|im_start|>user\nwhy?<|im_end|>\n<|im_start|>assistant\n"
+        computed = usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
         # the last generated token was never computed: nobody had asked for what follows it
-        assert computed == new + 1
+        assert computed == len(tokenizer.encode(new)) + 1
+
+
+def test_an_answer_cut_by_a_stop_string_is_remembered_up_to_the_cut() -> None:
+    tokenizer = byte_tokenizer(pairs=True)
+    with world(tokenizer=tokenizer) as own, own.http() as http:
+        text = "another text " * 60
+        whole = ask(http, text, max_tokens=60)["choices"][0]["message"]["content"]
+        cut = ask(http, text, max_tokens=60, stop=whole[50:54])["choices"][0]["message"]["content"]
+        assert cut == whole[:50]
+        usage = ask(http, text, cut, "why?")["usage"]
+        new = "<|im_end|>\n<|im_start|>user\nwhy?<|im_end|>\n<|im_start|>assistant\n"
+        computed = usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
+        assert computed == len(tokenizer.encode(new))
 
 
 def test_progress_comes_only_where_it_was_asked_for_and_reaches_the_end() -> None:
