@@ -1,4 +1,4 @@
-"""Projections: y = x Wᵀ + b, with the weight packed once for the processor where that pays.
+"""Projections, y = x Wᵀ + b, with the weight packed once for the processor where that pays.
 
 On CPUs with bf16 matrix units oneDNN wants weights in its own blocked layout and would convert a
 plain weight at every call; packing it once saves that. Everything else is ``torch.nn.functional``.
@@ -24,6 +24,15 @@ class Projection(Protocol):
         """``residual`` [N, n_out] plus the projection of ``x`` [N, n_in]."""
         ...
 
+    def silu(self, x: Tensor) -> Tensor:
+        """SiLU of the projection of ``x`` [N, n_in]: [N, n_out]."""
+        ...
+
+    def times(self, factor: Tensor, x: Tensor) -> Tensor:
+        """``factor`` [N, n_out] times the projection of ``x`` [N, n_in]; may overwrite
+        ``factor``."""
+        ...
+
 
 class PlainProjection:
     """The weight as it came: [n_out, n_in]."""
@@ -40,6 +49,12 @@ class PlainProjection:
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         return functional.linear(x, self._weight, self._bias).add_(residual)
 
+    def silu(self, x: Tensor) -> Tensor:
+        return functional.silu(functional.linear(x, self._weight, self._bias), inplace=True)
+
+    def times(self, factor: Tensor, x: Tensor) -> Tensor:
+        return factor.mul_(functional.linear(x, self._weight, self._bias))
+
 
 class PackedProjection:
     """The weight in oneDNN's blocked layout; the plain one is not kept."""
@@ -51,12 +66,26 @@ class PackedProjection:
         self._bias = bias
 
     def __call__(self, x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-        return y
+        return self._unary(x, "none")
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        return self._binary(x, residual, "add")
+
+    def silu(self, x: Tensor) -> Tensor:
+        return self._unary(x, "swish")
+
+    def times(self, factor: Tensor, x: Tensor) -> Tensor:
+        return self._binary(x, factor, "mul")
+
+    def _unary(self, x: Tensor, then: str) -> Tensor:
+        y: Tensor = torch.ops.mkldnn._linear_pointwise.default(
+            x, self._weight, self._bias, then, [], ""
+        )
+        return y
+
+    def _binary(self, x: Tensor, other: Tensor, then: str) -> Tensor:
         y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(
-            x, residual, self._weight, self._bias, "add"
+            x, other, self._weight, self._bias, then
         )
         return y
 

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from kvasir.kernels import torch_cpu_decode
-from kvasir.kernels.paging import Span, join, read
+from kvasir.kernels.paging import Span, gather, read
 from kvasir.kernels.torch_cpu_decode import DecodePlan
 from kvasir.kernels.torch_sdpa import causal_mask
 
 _MOST_RUNS = 8  # attended one by one; a table in more pieces is gathered into one copy
-_TOGETHER_TOKENS = 2048  # seen by single tokens: fewer are cheaper one sequence at a time
+_PIECE = 512  # tokens of a stretch that one task attends
+_TOGETHER_TOKENS = 4096  # seen by single tokens: fewer are cheaper one sequence at a time
 _MASK_ROWS = 256  # rows of a windowed chunk that share one mask
 
 
@@ -60,9 +61,11 @@ class CpuPlan:
             rows = slice(span.row, span.row + span.n)
             if self.window is not None and span.n > 1 and span.end > self.window:
                 _attend_windowed(span, self.window, query, keys, values, out)
+            elif span.n == 1:
+                low = span.first_visible(self.window)
+                out[rows] = _attend_single(span, low, query[rows], keys, values)
             else:
-                low = span.first_visible(self.window) if span.n == 1 else 0
-                out[rows] = _attend_full(span, low, query[rows], keys, values)
+                out[rows] = _attend_chunk(span, query[rows], keys, values)
         return out
 
 
@@ -82,22 +85,54 @@ def _flash(
     return out[0].transpose(0, 1), lse.view(query.shape[1], -1).transpose(0, 1)
 
 
-def _attend_full(span: Span, low: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """All rows of ``span`` see the positions [low, start) and what of the chunk is not later."""
+def _attend_chunk(span: Span, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Every row of ``span`` sees all that came before the chunk, and the chunk up to itself."""
     table = span.table
     own = (read(keys, table, span.start, span.end), read(values, table, span.start, span.end))
     parts = [_flash(query, *own, causal=True)]
-    if low < span.start:
-        pieces = table.pieces(low, span.start, _MOST_RUNS)
-        if pieces is None:
-            k, v = read(keys, table, low, span.start), read(values, table, low, span.start)
-            parts.append(_flash(query, k, v))
-        else:
-            parts += [_flash(query, join(keys, [p]), join(values, [p])) for p in pieces]
-    return merge(parts)
+    parts += [_flash(query, k, v) for k, v in _stretches(span, 0, span.start, keys, values)]
+    return _merge(parts)
 
 
-def merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+def _attend_single(span: Span, low: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The span's only row sees positions [low, end). The query heads of a KV group are the rows of
+    one attention over their KV head, and long stretches are cut into pieces that threads share."""
+    heads, dim = keys.shape[1:]
+    grouped = query.view(1, heads, -1, dim)  # [1, H, G, d]
+    outs: list[Tensor] = []
+    lses: list[Tensor] = []
+    for k, v in _stretches(span, low, span.end, keys, values):
+        whole = len(k) // _PIECE * _PIECE if len(k) >= 2 * _PIECE else 0
+        for a, b, n in ((0, whole, whole // _PIECE), (whole, len(k), 1)):
+            if a == b:
+                continue
+            out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                grouped.expand(n, -1, -1, -1),
+                k[a:b].view(n, -1, heads, dim).transpose(1, 2),
+                v[a:b].view(n, -1, heads, dim).transpose(1, 2),
+            )
+            outs.append(out)
+            lses.append(lse.view(n, heads, -1))
+    if len(outs) == 1 and len(outs[0]) == 1:
+        return outs[0].reshape(query.shape)
+    shares = torch.cat(lses).softmax(0)  # [pieces, H, G]
+    return (torch.cat(outs) * shares[..., None]).sum(0).to(query.dtype).view(query.shape)
+
+
+def _stretches(
+    span: Span, low: int, high: int, keys: Tensor, values: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of positions [low, high) in as few stretches [T, H, d] as can be had without
+    a copy, or in one copy where they lie in too many places."""
+    if low >= high:
+        return []
+    pieces = span.table.pieces(low, high, _MOST_RUNS)
+    if pieces is None:
+        return [(gather(keys, span.table, low, high), gather(values, span.table, low, high))]
+    return [(keys[slot : slot + n], values[slot : slot + n]) for slot, n in pieces]
+
+
+def _merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     """Attention over several stretches of keys from that over each: outputs [n, Hq, d] and
     log-sum-exps [n, Hq]."""
     out, lse = parts[0]

@@ -46,7 +46,7 @@ class Decoder:
 
         self._embedding = take("model.embed_tokens.weight")  # [V, D]
         self._layers = tuple(load_layer(spec, i, take) for i in range(spec.n_layers))
-        self._final_norm = RmsNorm(take("model.norm.weight"), spec.norm_eps)
+        self._final_norm = RmsNorm(take("model.norm.weight").float(), spec.norm_eps)
         self._head = projection(self._embedding if spec.tied_embeddings else take("lm_head.weight"))
         self._rope = Rope(spec.rope, spec.head_dim, self.device)
 

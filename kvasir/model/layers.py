@@ -1,6 +1,7 @@
 """One decoder layer's weights and what they compute, apart from attention itself.
 
-Query, key and value projections are one matrix, and so are gate and up: fewer, larger products.
+Query, key and value projections are one matrix. Gate and up are two, so that the activation, the
+product and the residual can be applied by the projections while their results are in registers.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from kvasir.kernels.linear import Projection, projection
 from kvasir.model.rope import rotate_
@@ -23,12 +23,15 @@ Tensors = Callable[[str], Tensor]
 class RmsNorm:
     """Root-mean-square normalisation (arXiv:1910.07467) over the last dimension."""
 
-    weight: Tensor  # [D]
+    weight: Tensor  # [D] float32
     eps: float
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x`` normalised in float32 and weighted, in ``x``'s dtype."""
-        return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        wide = x.float()
+        norm: Tensor = torch.linalg.vector_norm(wide, 2, -1, keepdim=True)
+        scale = (norm * norm).mul_(1.0 / x.shape[-1]).add_(self.eps).rsqrt_()
+        return (wide * scale).mul_(self.weight).to(x.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,8 @@ class Layer:
     key_norm: RmsNorm | None
     output: Projection
     feed_forward_norm: RmsNorm
-    gate_up: Projection  # [hidden] -> [2 intermediate]
+    gate: Projection  # [hidden] -> [intermediate]
+    up: Projection
     down: Projection
     n_heads: int
     n_kv_heads: int
@@ -66,8 +70,8 @@ class Layer:
     def after_attention(self, hidden: Tensor, attended: Tensor) -> Tensor:
         """Add the attention's output projection [N, Hq, d] and the feed-forward to ``hidden``."""
         hidden = self.output.add_to(hidden, attended.flatten(1))
-        gate, up = self.gate_up(self.feed_forward_norm(hidden)).chunk(2, 1)
-        return self.down.add_to(hidden, functional.silu(gate).mul_(up))
+        normed = self.feed_forward_norm(hidden)
+        return self.down.add_to(hidden, self.up.times(self.gate.silu(normed), normed))
 
 
 def load_layer(spec: ModelSpec, index: int, tensors: Tensors) -> Layer:
@@ -75,7 +79,7 @@ def load_layer(spec: ModelSpec, index: int, tensors: Tensors) -> Layer:
     prefix = f"model.layers.{index}."
 
     def norm(name: str) -> RmsNorm:
-        return RmsNorm(tensors(f"{prefix}{name}.weight"), spec.norm_eps)
+        return RmsNorm(tensors(f"{prefix}{name}.weight").float(), spec.norm_eps)
 
     def fused(*names: str, bias: bool) -> Projection:
         weights = [tensors(f"{prefix}{name}.weight") for name in names]
@@ -89,7 +93,8 @@ def load_layer(spec: ModelSpec, index: int, tensors: Tensors) -> Layer:
         key_norm=norm("self_attn.k_norm") if spec.qk_norm else None,
         output=fused("self_attn.o_proj", bias=spec.output_bias),
         feed_forward_norm=norm("post_attention_layernorm"),
-        gate_up=fused("mlp.gate_proj", "mlp.up_proj", bias=spec.mlp_bias),
+        gate=fused("mlp.gate_proj", bias=spec.mlp_bias),
+        up=fused("mlp.up_proj", bias=spec.mlp_bias),
         down=fused("mlp.down_proj", bias=spec.mlp_bias),
         n_heads=spec.n_heads,
         n_kv_heads=spec.n_kv_heads,

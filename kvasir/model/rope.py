@@ -25,23 +25,20 @@ class Rope:
         self._frequencies = frequencies.to(device)  # [d/2] float32
 
     def rows(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines of ``positions`` [N]: [N, 1, 2, d/2] float32 each.
+        """Cosines and signed sines of ``positions`` [N]: [N, 1, d] float32 each.
 
         The sines of the first half are negated, so that ``rotate_`` needs one fused multiply-add.
         """
         angles = positions[:, None].float() * self._frequencies  # [N, d/2]
         cos = angles.cos() * self._magnitude
         sin = angles.sin() * self._magnitude
-        return (
-            torch.stack([cos, cos], 1)[:, None],
-            torch.stack([-sin, sin], 1)[:, None],
-        )
+        return torch.cat([cos, cos], 1)[:, None], torch.cat([-sin, sin], 1)[:, None]
 
 
 def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     """Rotate ``x`` [N, h, d] in place by the angles of ``Rope.rows``, in float32."""
-    halves = x.view(*x.shape[:2], 2, -1)  # [N, h, 2, d/2]
-    halves.copy_((halves * cos).addcmul_(halves.flip(2), sin))
+    first, second = x.float().chunk(2, 2)  # [N, h, d/2]
+    x.copy_((x * cos).addcmul_(torch.cat([second, first], 2), sin))
 
 
 def inverse_frequencies(spec: RopeSpec, head_dim: int) -> tuple[Tensor, float]:
