@@ -14,6 +14,7 @@ from kvasir.core.errors import ConfigError, DoesNotFit
 from kvasir.engine import survey as module
 from kvasir.engine.machine import Machine, describe_machine
 from kvasir.engine.survey import POOL_SHARE, Survey, survey
+from kvasir.model.memory import PROCESS_BYTES
 
 GIB = 2**30
 WINDOW = 256
@@ -56,7 +57,19 @@ def test_the_default_pool_takes_a_share_of_what_is_free(
     with_free_gib(0.6)
     made = _survey(model, max_running=4096)
     assert made.geometry.pool_tokens >= WINDOW
-    assert made.geometry.pool_bytes <= POOL_SHARE * 0.6 * GIB
+    assert made.geometry.pool_bytes <= POOL_SHARE * (0.6 * GIB - PROCESS_BYTES)
+
+
+def test_one_window_may_take_more_than_the_share(tmp_path: Path, with_free_gib: Machines) -> None:
+    window = 2**21  # 512 MiB of KV
+    long = write_folder(tmp_path / "long", config_of("llama", max_position_embeddings=window))
+    with_free_gib(1.3)
+    pool = _survey(long).geometry
+    assert window < pool.pool_tokens < 1.01 * window
+    assert pool.pool_bytes > POOL_SHARE * (1.3 * GIB - PROCESS_BYTES)
+    with_free_gib(0.9)
+    with pytest.raises(DoesNotFit, match="does not fit"):
+        _survey(long)
 
 
 def test_the_pool_that_is_asked_for_is_the_one_that_is_made(model: Path) -> None:
