@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from kvasir.bench.candidate import Answer, Answers, Setup, common_prefix
 
@@ -76,12 +76,5 @@ for line in sys.stdin:
 
 def script(body: str) -> list[str]:
     """A command that answers every message as the lines of ``body`` do."""
-    import sys
-
     lines = "\n".join("    " + line for line in body.splitlines())
     return [sys.executable, "-S", "-c", PRELUDE + lines + "\n"]
-
-
-def reply(value: Any) -> str:
-    """The statement that answers with ``value``."""
-    return f"print(json.dumps({{'ok': True, 'value': {value!r}}}), flush=True)"

@@ -21,7 +21,7 @@ from kvasir.bench import http as bench_http
 from kvasir.bench import peers, run
 from kvasir.bench.arms import Plan, arms, pool_gib
 from kvasir.bench.options import Options
-from kvasir.bench.process import WorkerFailed
+from kvasir.bench.process import WorkerFailed, environment, only_kvasir
 from kvasir.bench.results import Sample
 from kvasir.bench.workload import FULL, QUICK, make, tokens_needed
 from kvasir.core.errors import ConfigError
@@ -312,13 +312,25 @@ def test_no_token_is_a_failure(status: int, lines: list[bytes], said: str) -> No
         bench_http.first_token_s(port, [1], 10)
 
 
+def served(tmp_path: Path, model: Path) -> contextlib.AbstractContextManager[int]:
+    settings = {"model": str(model), "home": str(tmp_path / "home"), "kv_gib": "0.001"}
+    env = environment(os.environ, threads=1, import_path=only_kvasir(tmp_path))
+    return bench_http.served(sys.executable, settings, env=env, cwd=tmp_path, timeout_s=60)
+
+
+def test_the_real_server_gives_a_first_token(tmp_path: Path) -> None:
+    gguf_model(tmp_path / "m.gguf", "llama")
+    with served(tmp_path, tmp_path / "m.gguf") as port:
+        assert bench_http.first_token_s(port, [9, 8, 7], 30) > 0
+        with pytest.raises(WorkerFailed, match="answered 400"):
+            bench_http.first_token_s(port, [9] * 1000, 30)
+    with pytest.raises(WorkerFailed, match="stream broke"):  # it has gone with the block
+        bench_http.first_token_s(port, [9], 5)
+
+
 def test_a_server_that_does_not_start_is_a_failure(tmp_path: Path) -> None:
-    served = bench_http.served(
-        sys.executable,
-        {"model": str(tmp_path / "none")},
-        env=os.environ,
-        cwd=tmp_path,
-        timeout_s=60,
-    )
-    with pytest.raises(WorkerFailed, match="ended with code"), served:
+    with (
+        pytest.raises(WorkerFailed, match="ended with code 1 while starting"),
+        served(tmp_path, tmp_path / "none.gguf"),
+    ):
         pass

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_fakes import SETUP, FakeCandidate, load, reply, script
+from bench_fakes import SETUP, FakeCandidate, load, script
 
 from kvasir.bench import candidate
 from kvasir.bench.process import PACKAGE, Worker, WorkerFailed, environment, only_kvasir
@@ -163,7 +163,3 @@ def test_the_import_path_offers_kvasir_and_nothing_else(tmp_path: Path) -> None:
     env = environment({"PYTHONPATH": "theirs", "X": "1"}, threads=3, import_path=path)
     assert env["PYTHONPATH"] == f"{path}{os.pathsep}theirs"
     assert (env["OMP_NUM_THREADS"], env["X"], env["HF_HUB_OFFLINE"]) == ("3", "1", "1")
-
-
-def test_reply_is_what_a_worker_says() -> None:
-    assert reply(1) == "print(json.dumps({'ok': True, 'value': 1}), flush=True)"
