@@ -67,7 +67,7 @@ def test_one_window_may_take_more_than_the_share(tmp_path: Path, with_free_gib: 
     pool = _survey(long).geometry
     assert window < pool.pool_tokens < 1.01 * window
     assert pool.pool_bytes > POOL_SHARE * (1.3 * GIB - PROCESS_BYTES)
-    with_free_gib(0.9)
+    with_free_gib(0.8)
     with pytest.raises(DoesNotFit, match="does not fit"):
         _survey(long)
 
