@@ -1,4 +1,4 @@
-# make serve   install into .venv, obtain the model, serve it
+# make serve   install into .venv, then serve (which obtains the model first)
 # make test    install with the development tools, run all tests
 # make check   linters, types, the import contract, the rules on the code
 # make bench   measure speed beside other engines
@@ -26,7 +26,6 @@ PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/.installed
-	$(VENV)/bin/kvasir pull $(MODEL)
 	$(VENV)/bin/kvasir serve $(MODEL) $(ARGS)
 
 test: $(VENV)/.installed-dev
