@@ -116,7 +116,6 @@ class EventStream(Response):
                     wait_s = self._limits.silence_s
                 from_s = quiet_from_s
 
-        await put(b"")  # headers go out now, not with the first token
         pulsing = asyncio.create_task(pulse())
         try:
             async for data in self._events:

@@ -43,7 +43,16 @@ class Gate:
         self._open.set()
 
 
-def test_headers_come_at_once_then_silence_then_comments_and_no_choices_before_text() -> None:
+def test_headers_come_before_anything_is_computed_or_said() -> None:
+    with world(limits=Limits(verdict_s=0.05)) as own, own.http() as http:
+        gate = Gate(own)
+        with http.stream("POST", URL, json=body()) as response:
+            assert response.status_code == 200
+            gate.open()
+            assert payloads(response.iter_lines())[-1] == "[DONE]"
+
+
+def test_comments_come_after_a_silence_and_no_choices_before_text() -> None:
     with world(limits=QUICK) as own, own.http() as http:
         gate = Gate(own)
         with http.stream("POST", URL, json=body()) as response:
