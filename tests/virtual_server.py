@@ -51,7 +51,7 @@ TEMPLATE = (
 def byte_tokenizer(*, pairs: bool = False) -> Tokenizer:
     """One token per byte, the printable ones first, then two special tokens.
 
-    With ``pairs``, two of these beside each other are one token too; the runner never says those, so
+    With ``pairs``, two of these beside each other are one token too; the runner never says them, so
     its answers tokenise back to other ids than it generated.
     """
     printable = [chr(code) for code in range(32, 127)]
