@@ -32,8 +32,8 @@ test: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest --ignore=tests/clients $(ARGS)
 
 check: $(VENV)/.installed-dev
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check kvasir tests
+	$(VENV)/bin/ruff format --check kvasir tests
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/python -m pytest tests/architecture
