@@ -116,8 +116,8 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     parser.add_argument(
         "--llama-flash-attention",
         choices=("off", "on", "both"),
-        default="off",
-        help="llama.cpp's switch; default: %(default)s",
+        default="both",
+        help="llama.cpp's switch; both are columns of their own; default: %(default)s",
     )
     parser.add_argument(
         "--timeout", type=float, default=1800.0, help="seconds for a single answer of a worker"

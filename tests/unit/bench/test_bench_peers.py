@@ -86,7 +86,8 @@ def test_defaults_are_those_of_a_recorded_run() -> None:
     options = parse()
     assert options.engines == ("kvasir", "transformers", "llama.cpp")
     assert (options.repeats, options.sizes, options.dtype) == (3, FULL, "bfloat16")
-    assert options.flash_attention == (False,)
+    assert options.flash_attention == (False, True)
+    assert parse("--llama-flash-attention", "on").flash_attention == (True,)
     assert options.llama_python == sys.executable
     assert options.text is None
     assert options.out.parent == options.home / "bench"
@@ -304,6 +305,7 @@ def test_the_first_token_is_the_first_chunk_with_a_choice() -> None:
     [
         (429, [b'{"error": "come back"}'], "429 and no token.*come back"),
         (200, [b"data: [DONE]"], "200 and no token"),
+        (200, [b'data: {"choices": []}'], "200 and no token"),
         (200, [b"data: {nonsense"], "stream broke"),
     ],
 )

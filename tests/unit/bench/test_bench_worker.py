@@ -147,9 +147,9 @@ def test_the_real_worker_runs_without_site_packages(tmp_path: Path) -> None:
     what libraries print does not mix with the answers."""
     path = only_kvasir(tmp_path)
     code = (
-        f"import sys; sys.path.insert(0, {str(path)!r})\n"
+        f"import os, sys; sys.path.insert(0, {str(path)!r})\n"
         "from kvasir.bench import worker\n"
-        "worker.main.__globals__['_obey'] = lambda engine, message: print('noise') or 5\n"
+        "worker.main.__globals__['_obey'] = lambda *_: os.write(1, b'noise') and 5\n"
         "worker.main()"
     )
     with worker([sys.executable, "-I", "-S", "-c", code], tmp_path) as child:
