@@ -21,7 +21,8 @@ def command(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="What to measure.")] = "peers",
 ) -> None:
-    """Measure speed: `peers` compares with other engines on the same weights.
+    """Measure speed: `peers` compares with other engines on the same weights, `planning` shows
+    what a step costs to plan over short and over long texts.
 
     What follows NAME goes to the measurement; `kvasir bench NAME --help` lists it.
     """

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 import kvasir
-from kvasir.cli import main, pull
+from kvasir.cli import bench, main, pull
 from kvasir.core.errors import ConfigError
 
 RUN = CliRunner()
@@ -26,6 +27,18 @@ def test_every_command_has_help(name: str) -> None:
     result = RUN.invoke(main.app, [name, "--help"])
     assert result.exit_code == 0
     assert f"Usage: {result.output.split()[1]} {name}" in result.output
+
+
+@pytest.mark.parametrize("name", bench.MEASUREMENTS)
+def test_a_measurement_gets_what_follows_its_name(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[list[str]] = []
+    module = importlib.import_module(f"kvasir.bench.{name}")
+    monkeypatch.setattr(module, "main", lambda argv: given.append(argv) or 3)
+    result = RUN.invoke(main.app, ["bench", name, "--help", "-x", "y"])
+    assert result.exit_code == 3
+    assert given == [["--help", "-x", "y"]]
 
 
 def test_version() -> None:
