@@ -20,7 +20,8 @@ from kvasir.kernels.torch_sdpa import causal_mask
 
 _MOST_RUNS = 8  # attended one by one; a table in more pieces is gathered into one copy
 _PIECE = 512  # tokens of a stretch that one task attends
-_TOGETHER_TOKENS = 4096  # seen by single tokens: fewer are cheaper one sequence at a time
+_TOGETHER_ROWS = 8  # single tokens that see
+_TOGETHER_TOKENS = 8192  # this many in all are attended together; fewer one by one
 _MASK_ROWS = 256  # rows of a windowed chunk that share one mask
 
 
@@ -63,9 +64,9 @@ class CpuPlan:
                 _attend_windowed(span, self.window, query, keys, values, out)
             elif span.n == 1:
                 low = span.first_visible(self.window)
-                out[rows] = _attend_single(span, low, query[rows], keys, values)
+                out[rows] = attend_single(span, low, query[rows], keys, values)
             else:
-                out[rows] = _attend_chunk(span, query[rows], keys, values)
+                out[rows] = attend_chunk(span, query[rows], keys, values)
         return out
 
 
@@ -73,19 +74,25 @@ def _flash(
     query: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """``query`` [n, Hq, d] over ``keys`` and ``values`` [T, H, d]: [n, Hq, d] and its
-    log-sum-exp [n, Hq]."""
+    log-sum-exp [n, Hq]. Where every row sees every key, the query heads of a KV group are rows of
+    one attention: longer blocks of rows share each load of the keys."""
+    n, n_query, dim = query.shape
+    rows = query.transpose(0, 1)  # [Hq, n, d]
+    if not causal and mask is None:
+        rows = rows.reshape(keys.shape[1], -1, dim)  # [H, G n, d]
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query.transpose(0, 1)[None],
+        rows[None],
         keys.transpose(0, 1)[None],
         values.transpose(0, 1)[None],
         0.0,
         causal,
         attn_mask=mask,
     )
-    return out[0].transpose(0, 1), lse.view(query.shape[1], -1).transpose(0, 1)
+    out, lse = out.reshape(n_query, n, dim), lse.reshape(n_query, n)
+    return out.transpose(0, 1), lse.transpose(0, 1)
 
 
-def _attend_chunk(span: Span, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def attend_chunk(span: Span, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Every row of ``span`` sees all that came before the chunk, and the chunk up to itself."""
     table = span.table
     own = (read(keys, table, span.start, span.end), read(values, table, span.start, span.end))
@@ -94,7 +101,7 @@ def _attend_chunk(span: Span, query: Tensor, keys: Tensor, values: Tensor) -> Te
     return _merge(parts)
 
 
-def _attend_single(span: Span, low: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def attend_single(span: Span, low: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """The span's only row sees positions [low, end). The query heads of a KV group are the rows of
     one attention over their KV head, and long stretches are cut into pieces that threads share."""
     heads, dim = keys.shape[1:]
@@ -161,7 +168,7 @@ def plan(spans: Sequence[Span], window: int | None) -> CpuPlan:
     """Describe a step's rows; ``window`` is the number of last positions seen, None for all."""
     singles = tuple(span for span in spans if span.n == 1)
     seen_tokens = sum(span.end - span.first_visible(window) for span in singles)
-    together = bool(singles) and seen_tokens >= _TOGETHER_TOKENS
+    together = len(singles) >= _TOGETHER_ROWS and seen_tokens >= _TOGETHER_TOKENS
     return CpuPlan(
         spans=tuple(span for span in spans if span.n > 1 or not together),
         singles=singles,
