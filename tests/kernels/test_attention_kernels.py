@@ -127,3 +127,30 @@ def test_scores_of_any_size_are_attended(dtype: str, monkeypatch: pytest.MonkeyP
         want = reference.plan(spans, None).attend(q, k, v)
         got = kernel.plan(spans, None).attend(q, k, v)
         assert (got.double() - want.double()).abs().max() < max(bound, 1e-3), kernel.name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_blocks_between_those_that_are_attended_do_not_matter(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs that lie close together are one product; NaN lies between them and behind their ends."""
+    monkeypatch.setattr(torch_cpu, "_TOGETHER_ROWS", 1)
+    monkeypatch.setattr(torch_cpu, "_TOGETHER_TOKENS", 0)
+    kind, bound = DTYPES[dtype]
+    torch.manual_seed(0)
+    pool = Pool(64, 16, 2, 16, kind, "cpu")
+    runs = [range(1, 9), range(11, 20), range(20, 24), range(27, 40)]
+    spans = [
+        Span(row, 1, 16 * len(run) - 5, table_of(list(run), 16, "cpu"))
+        for row, run in enumerate(runs)
+    ]
+    for span in spans:
+        pool.write(span, 1.0)
+    query = torch.randn(4, 6, 16).to(kind)
+    plan = torch_cpu.plan(spans, None)
+    assert plan.decodes is not None
+    assert len(plan.decodes.segments) == 2  # all runs in one, and the unfilled blocks
+    got = plan.decodes.attend(query, pool.keys, pool.values)
+    want = reference.plan(spans, None).attend(query, pool.keys, pool.values)
+    assert got is not None
+    assert (got.double() - want.double()).abs().max() < bound
