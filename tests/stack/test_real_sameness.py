@@ -238,7 +238,7 @@ def test_before_and_after_preemptions(
     decoder: Decoder, prompts: list[list[int]], alone: list[Told], tally: Tally
 ) -> None:
     short = [i for i, prompt in enumerate(prompts) if len(prompt) < 40]
-    real = Real(decoder, n_blocks=8, block_tokens=8)
+    real = Real(decoder, n_blocks=6, block_tokens=8)
     real.run(*(real.submit(str(i), prompts[i]) for i in short))
     assert real.sched.counts["preemptions"] > 0
     for i in short:
