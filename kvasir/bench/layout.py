@@ -16,7 +16,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -44,6 +44,17 @@ class Timing:
     block_tokens: int
     best_ms: float
     median_ms: float
+
+
+def main(argv: Sequence[str] = ()) -> int:
+    """Print the machine and versions as JSON, then the best times as a table."""
+    if argv:
+        print("usage: kvasir bench layout (no options)")
+        return 2
+    result = run_layout_bench()
+    print(json.dumps({k: v for k, v in result.items() if k != "timings"}))
+    print(as_table(result))
+    return 0
 
 
 def run_layout_bench(
@@ -181,9 +192,3 @@ def as_table(report: dict[str, object]) -> str:
         }
         lines.append(f"| {', '.join(name)} | " + " | ".join(f"{best[s]:.2f}" for s in sizes) + " |")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    result = run_layout_bench()
-    print(json.dumps({k: v for k, v in result.items() if k != "timings"}))
-    print(as_table(result))

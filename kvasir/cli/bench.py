@@ -14,7 +14,7 @@ TYPER_SETTINGS = {
         "allow_interspersed_args": False,  # what follows NAME is the measurement's
     }
 }
-MEASUREMENTS = ("peers", "planning")
+MEASUREMENTS = ("peers", "planning", "layout")
 
 
 def command(
@@ -22,7 +22,7 @@ def command(
     name: Annotated[str, typer.Argument(help="What to measure.")] = "peers",
 ) -> None:
     """Measure speed: `peers` compares with other engines on the same weights, `planning` shows
-    what a step costs to plan over short and over long texts.
+    what a step costs to plan over short and long texts, `layout` how KV in memory is best arranged.
 
     What follows NAME goes to the measurement; `kvasir bench NAME --help` lists it.
     """
