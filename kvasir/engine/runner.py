@@ -20,6 +20,7 @@ from kvasir.core.events import TokenScore
 from kvasir.core.plans import Fault, Join, PromptScores, Run, Sampled, StepPlan, StepResult, Work
 from kvasir.core.requests import Sampling
 from kvasir.engine.sampler import Past, Row, sample, score
+from kvasir.kernels.memory import keep_freed_memory
 from kvasir.kernels.paging import BlockTable, Span
 from kvasir.model.decoder import Decoder
 from kvasir.tiers.device import DevicePool
@@ -69,7 +70,10 @@ class TorchRunner:
         *,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """``planner`` is the attention backend's; ``clock`` gives seconds."""
+        """``planner`` is the attention backend's; ``clock`` gives seconds. On a CPU the process is
+        told to keep freed memory for the next step (``kernels.memory``)."""
+        if pool.device.type == "cpu":
+            keep_freed_memory()
         self._decoder = decoder
         self._pool = pool
         self._planner = planner
