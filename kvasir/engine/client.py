@@ -51,6 +51,8 @@ class EngineClient:
         self._callers: dict[str, _Caller] = {}
         self._status = engine.status()
         self._stepped_s = clock.now_s()
+        self._unseen = 0  # choices submitted that the snapshot does not count yet
+        self._taken = 0  # those of them that the current step has taken in
         self._stop_at_s: float | None = None
         self._ended = False
         self._failure = ""
@@ -76,6 +78,7 @@ class EngineClient:
                 self._stepped_s = self._clock.now_s()
             self._callers[request.id] = _Caller(deliver, set(range(request.n)), len(request.tokens))
             self._inbox.append(command)
+            self._unseen += request.n
             self._wake.notify()
 
     def abort(self, request_id: str) -> None:
@@ -86,12 +89,13 @@ class EngineClient:
                 self._wake.notify()
 
     def status(self) -> EngineStatus:
-        """A snapshot as of the last step."""
-        status = self._status
-        busy = bool(status.running or status.waiting or self._inbox)
-        age_s = self._clock.now_s() - self._stepped_s if busy else 0.0
+        """A snapshot as of the last step; what was submitted since then is waiting."""
+        with self._wake:
+            status, waiting = self._status, self._status.waiting + self._unseen
+            age_s = self._clock.now_s() - self._stepped_s if status.running or waiting else 0.0
         return dataclasses.replace(
             status,
+            waiting=waiting,
             last_step_age_s=age_s,
             alive=self._thread.is_alive() and not self._ended,
             stopping=self._stop_at_s is not None,
@@ -116,8 +120,9 @@ class EngineClient:
             if self._prepare is not None:
                 self._prepare()
             while not self._finished():
-                self._tell(self._engine.step(self._drain()))
+                events = self._engine.step(self._drain())
                 self._note()
+                self._tell(events)
             self._tell(self._engine.sched.abort_all())
         except Exception as error:
             log.exception("the engine has failed and takes no more requests")
@@ -134,6 +139,7 @@ class EngineClient:
                 self._engine.sched.stop()
             commands = list(self._inbox)
             self._inbox.clear()
+            self._taken = sum(c.request.n for c in commands if isinstance(c, Submit))
         return commands
 
     def _finished(self) -> bool:
@@ -143,8 +149,12 @@ class EngineClient:
             return self._engine.idle or self._clock.now_s() >= self._stop_at_s
 
     def _note(self) -> None:
-        self._stepped_s = self._clock.now_s()
-        self._status = self._engine.status()
+        status = self._engine.status()
+        with self._wake:
+            self._stepped_s = self._clock.now_s()
+            self._status = status
+            self._unseen -= self._taken
+            self._taken = 0
 
     def _tell(self, events: list[Event]) -> None:
         for event in events:

@@ -102,7 +102,7 @@ class Admission:
         return admitted
 
     def _follows(self, sequence: Sequence, led: set[bytes]) -> bool:
-        if sequence.request.prompt_logprobs is not None:
+        if sequence.scored:
             return False
         sequence.matched_blocks = self._cache.matched_blocks(
             sequence.keys, len(sequence.tokens), sequence.matched_blocks
@@ -121,7 +121,7 @@ class Admission:
             sequence.chain,
             sequence.tokens,
             sequence.keys,
-            reuse=sequence.request.prompt_logprobs is None,
+            reuse=not sequence.scored,
             known=sequence.matched_blocks,
             spare_blocks=n_active,  # each running answer may need one more block soon
             wish_blocks=wish,

@@ -299,7 +299,7 @@ class Scheduler:
         start = sequence.computed
         keep, new = sequence.lease.take_changes() if sequence.lease is not None else (0, ())
         reads_all = n_tokens == sequence.behind
-        scored = sequence.request.prompt_logprobs is not None and start < sequence.n_prompt
+        scored = sequence.scored and start < sequence.n_prompt
         return Work(
             seq=sequence.id,
             start=start,

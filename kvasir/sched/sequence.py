@@ -65,6 +65,11 @@ class Sequence:
         return len(self.request.tokens)
 
     @property
+    def scored(self) -> bool:
+        """Whether this choice reports the prompt's log-probabilities; the first one does."""
+        return self.request.prompt_logprobs is not None and self.choice == 0
+
+    @property
     def behind(self) -> int:
         """Tokens whose KV is still to be computed."""
         return len(self.tokens) - self.computed
@@ -83,12 +88,13 @@ class Sequence:
         """What this choice has cost up to now."""
         admitted = self.admitted_s or now_s
         first = self.first_token_s or now_s
+        found = 0 <= self.reused < self.n_prompt - 1 and self.miss is not Miss.PROMPT_LOGPROBS
         return Usage(
             prompt_tokens=self.n_prompt,
             reused_tokens=max(0, self.reused),
             completion_tokens=completion_tokens,
             miss=self.miss if self.reused == 0 else None,
-            differs_at=self.reused if 0 <= self.reused < self.n_prompt - 1 else None,
+            differs_at=self.reused if found else None,
             queued_s=admitted - self.arrived_s,
             read_s=first - admitted,
             generate_s=now_s - first,

@@ -164,6 +164,27 @@ def test_requests_from_many_threads_are_answered_rightly() -> None:
     assert not engine.status().alive
 
 
+def test_what_was_submitted_counts_as_waiting_before_the_engine_has_looked() -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def hold(plan: StepPlan) -> None:
+        entered.set()
+        assert go_on.wait(20)
+
+    engine = client(before=hold)
+    heard = [Heard() for _ in range(3)]
+    engine.submit(request("a", [1, 2, 3]), heard[0])
+    assert entered.wait(20)  # the engine is in its first step, and no snapshot knows of it
+    engine.submit(request("b", [1, 2, 3]), heard[1])
+    engine.submit(request("c", [1, 2, 3]), heard[2])
+    assert engine.status().waiting == 3
+    go_on.set()
+    for one in heard:
+        assert one.ended.wait(20)
+    assert (engine.status().running, engine.status().waiting) == (0, 0)
+    engine.stop()
+
+
 def test_an_id_in_use_is_refused_and_free_again_afterwards() -> None:
     engine = client()
     one = Heard()

@@ -134,6 +134,24 @@ def test_prompt_scores_reuse_nothing_and_say_so() -> None:
     assert answer.finished.usage.miss is Miss.PROMPT_LOGPROBS
 
 
+def test_only_the_first_choice_scores_the_prompt_and_the_others_reuse_it() -> None:
+    rng = random.Random(11)
+    made = VirtualEngine(n_blocks=300)
+    name = made.submit(text(rng, 101), max_tokens=3, n=3, prompt_logprobs=1)
+    made.run()
+    assert made.right(name)
+    positions = [
+        event.start + i
+        for event in made.events
+        if isinstance(event, Scored)
+        for i in range(len(event.scores))
+    ]
+    assert positions == list(range(1, 101))
+    reused = [made.answer(name, c).started.reused_tokens for c in range(3)]  # type: ignore[union-attr]
+    assert reused == [0, 100, 100]
+    assert made.answer(name).finished.usage.differs_at is None  # type: ignore[union-attr]
+
+
 def test_prompt_scores_come_once_for_each_position_also_after_a_preemption() -> None:
     rng = random.Random(10)
     made = VirtualEngine(n_blocks=30, answer_room_tokens=0, costs=SLOW)
