@@ -74,10 +74,15 @@ def open_files() -> int:
 
 
 def settle(own: World, files: int) -> None:
-    """Wait until everything that was going on has ended."""
-    own.wait_until_idle(30)
-    until_s = time.monotonic() + 10
+    """Wait until everything that was going on has ended: connections and tasks first, since a text
+    that is being tokenised for somebody who has gone is submitted, and aborted, afterwards."""
+    until_s = time.monotonic() + 30
     while (open_files() > files or own.tasks() > own.idle_tasks) and time.monotonic() < until_s:
+        time.sleep(0.01)
+    quiet = 0
+    while quiet < 20 and time.monotonic() < until_s:
+        status = own.client.status()
+        quiet = 0 if status.running or status.waiting else quiet + 1
         time.sleep(0.01)
 
 
