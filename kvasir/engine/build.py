@@ -73,7 +73,9 @@ def build(config: Config, report: Report) -> Built:
 
 
 def _engine(config: Config, plan: Survey) -> EngineClient:
-    torch.set_num_threads(plan.threads)
+    # GNU OpenMP counts the threads of all teams: were a second team made here, the engine's would
+    # find the machine overbooked, sleep at every barrier and take twice as long for a token.
+    torch.set_num_threads(1)
     files, device, dtype = plan.files, plan.device, plan.dtype
     decoder = Decoder(files.spec, lambda name: files.tensor(name, dtype, device), dtype, device)
     runner = TorchRunner(decoder, DevicePool(plan.geometry, device), plan.attention.plan)

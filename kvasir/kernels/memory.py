@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import sys
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of mallopt(3)
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8  # of mallopt(3)
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20  # glibc refuses more
 _KEPT_BYTES = 2**30  # of free memory at the top of the heap
 
@@ -24,7 +24,8 @@ def keep_freed_memory() -> str:
     except (OSError, AttributeError):
         return "freed memory: left to the C library (it has no mallopt)"
     done = (
-        mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+        mallopt(_ARENA_MAX, 1)  # other arenas, which threads get, give memory back all the same
+        and mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
         and mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
         and mallopt(_TOP_PAD, 2 * _LARGEST_MMAP_THRESHOLD)
     )
