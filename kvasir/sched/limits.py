@@ -17,6 +17,7 @@ class Limits:
     max_waiting_tokens: int = 4_000_000
     step_budget_s: float = 0.1
     reading_share: float = 0.25  # of a step that is kept for reading, however many answers run
+    lone_stretch: float = 2.5  # budgets that a step may take while one prompt is all there is
     answer_room_tokens: int = 256  # reserved ahead, where free, so that an answer lies in one run
 
     @classmethod

@@ -141,9 +141,9 @@ class Scheduler:
         for sequence in decoding:
             shape = shape.with_work(1, sequence.computed)
         spent_s = self.costs.step_s(shape)
-        budget_s = self.limits.step_budget_s
-        left_s = max(budget_s - spent_s, budget_s * self.limits.reading_share)
         reading = [s for s in self._running.values() if s.behind > 1]
+        budget_s = self._budget_s(decoding, reading)
+        left_s = max(budget_s - spent_s, budget_s * self.limits.reading_share)
         works = [(s, 1) for s in decoding]
         for share in divide(left_s, reading, self.costs):
             works.append((share.sequence, share.n_tokens))
@@ -248,6 +248,12 @@ class Scheduler:
                 self.counts["reused_tokens"] += sequence.reused
                 self._say(Started(sequence.request.id, sequence.choice, sequence.reused))
         return copies
+
+    def _budget_s(self, decoding: list[Sequence], reading: list[Sequence]) -> float:
+        """Seconds for the step. A prompt that is alone is read in larger chunks, which is faster;
+        whoever comes meanwhile waits for one such step and then shares normal ones."""
+        alone = len(reading) == 1 and not decoding and not len(self._waiting)
+        return self.limits.step_budget_s * (self.limits.lone_stretch if alone else 1.0)
 
     def _with_room(self, decoding: list[Sequence]) -> list[Sequence]:
         """Those of ``decoding`` whose next token has a slot; the youngest give way if need be."""

@@ -33,17 +33,22 @@ def learn(made: VirtualEngine) -> None:
     made.run()
 
 
-def test_steps_fill_their_budget_once_the_machine_is_known() -> None:
+@pytest.mark.parametrize(("answers", "budgets"), [(0, 2.5), (1, 1.0)])
+def test_steps_fill_their_budget_once_the_machine_is_known(answers: int, budgets: float) -> None:
+    """The budget is larger while one prompt is all there is: nobody waits for the step's end."""
     made = engine()
     learn(made)
-    made.submit(list(range(8000)), max_tokens=1)
+    for i in range(answers):
+        made.submit([i, 1, 2, 3], max_tokens=2000)
+        made.step()
+    name = made.submit(list(range(8000)), max_tokens=1)
     durations = []
-    while not made.engine.idle or not durations:
+    while made.answer(name).first_token_s is None:
         before = made.clock.now_s()
         made.step()
         durations.append(made.clock.now_s() - before)
-    assert max(durations) <= BUDGET_S * 1.25
-    assert min(durations[:-1]) >= BUDGET_S * 0.8
+    assert max(durations) <= BUDGET_S * budgets * 1.25
+    assert min(durations[:-1]) >= BUDGET_S * budgets * 0.8
 
 
 def test_answers_keep_streaming_while_a_long_prompt_is_read() -> None:
@@ -109,7 +114,8 @@ def test_the_fluid_model_shares_evenly() -> None:
 
 
 def test_ten_thousand_arrivals_each_wait_at_most_twice_their_fair_share() -> None:
-    """Fair share: the time that a perfectly even division of the machine would take, to the step.
+    """Fair share: the time that a perfectly even division of the machine would take, to the step,
+    which may be a long one where the arrival found one prompt alone.
 
     Work is a prompt's reading time, with the step's fixed cost spread over full steps.
     """
@@ -137,11 +143,12 @@ def test_ten_thousand_arrivals_each_wait_at_most_twice_their_fair_share() -> Non
             sent += 1
         made.step()
     assert not made.refused
+    longest_step_s = BUDGET_S * made.sched.limits.lone_stretch
     worst = 0.0
     for (name, _), (arrival_s, _), fair_s in zip(prompts, arrivals, fair, strict=True):
         first_s = made.answer(name).first_token_s
         assert first_s is not None
-        worst = max(worst, (first_s - arrival_s) / (fair_s - arrival_s + BUDGET_S))
+        worst = max(worst, (first_s - arrival_s) / (fair_s - arrival_s + longest_step_s))
     assert worst <= 2.0
 
 
