@@ -12,7 +12,7 @@ from kvasir.core.costs import StepCosts
 from kvasir.core.events import Event, Finished, FinishReason, Refused, Started, Token
 from kvasir.core.geometry import KvGeometry
 from kvasir.core.plans import StepPlan, StepResult
-from kvasir.core.ports import Runner
+from kvasir.core.ports import Interrupted, Runner, never
 from kvasir.core.requests import GREEDY, Request, Sampling
 from kvasir.engine.engine import Engine
 from kvasir.kv.cache import KvCache
@@ -101,9 +101,9 @@ class VirtualEngine:
     def abort(self, request_id: str) -> None:
         self._commands.append(Abort(request_id))
 
-    def step(self) -> list[Event]:
+    def step(self, interrupted: Interrupted = never) -> list[Event]:
         commands, self._commands = self._commands, []
-        events = self.engine.step(commands)
+        events = self.engine.step(commands, interrupted)
         for event in events:
             self._note(event)
         return events
@@ -172,7 +172,10 @@ class FailingRunner:
         self.inner = inner
         self.fails = fails
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def run(self, plan: StepPlan, interrupted: Interrupted = never) -> StepResult:
         if callable(self.fails) and self.fails(plan):
             raise RuntimeError("planted fault")
-        return self.inner.run(plan)
+        return self.inner.run(plan, interrupted)
+
+    def rest(self) -> bool:
+        return self.inner.rest()

@@ -26,6 +26,7 @@ from kvasir.core.config import Config
 from kvasir.core.geometry import KvGeometry, ModelCard
 from kvasir.core.plans import StepPlan, StepResult
 from kvasir.core.ports import Engine as EnginePort
+from kvasir.core.ports import Interrupted, never
 from kvasir.engine.client import EngineClient
 from kvasir.engine.engine import Engine
 from kvasir.kv.cache import KvCache
@@ -74,12 +75,12 @@ class PacedRunner(TaggedRunner):
     pace_s = 0.0
     before: Callable[[StepPlan], None] | None = None
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def run(self, plan: StepPlan, interrupted: Interrupted = never) -> StepResult:
         if self.before is not None:
             self.before(plan)
         if self.pace_s:
             time.sleep(self.pace_s)
-        return super().run(plan)
+        return super().run(plan, interrupted)
 
 
 @dataclass

@@ -8,6 +8,7 @@ over 2,000.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -93,6 +94,7 @@ class StepPlan:
     copies: tuple[Copy, ...] = ()
     leaves: tuple[int, ...] = ()  # sequences to forget
     predicted_s: float = 0.0
+    patience_s: float = math.inf  # a step that would keep a newcomer waiting longer is given up
 
     @property
     def empty(self) -> bool:
@@ -134,3 +136,4 @@ class StepResult:
     sampled: tuple[Sampled, ...] = ()
     prompt_scores: tuple[PromptScores, ...] = ()
     faults: tuple[Fault, ...] = ()
+    given_up: bool = False  # leaves, joins and copies were carried out, the works were not

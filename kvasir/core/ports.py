@@ -16,18 +16,30 @@ from kvasir.core.plans import StepPlan, StepResult
 from kvasir.core.requests import Request
 
 Deliver = Callable[[Event], None]
+Interrupted = Callable[[], bool]  # whether somebody has come since the step began
+
+
+def never() -> bool:
+    """The ``Interrupted`` of a step that nobody watches."""
+    return False
 
 
 class Runner(Protocol):
     """Computes steps. Used by one thread only."""
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def run(self, plan: StepPlan, interrupted: Interrupted = never) -> StepResult:
         """Carry out ``plan`` and say what came of it.
 
         Running the same plan twice in a row has the effect of running it once, so that a failed
         step can be repeated in parts. A fault of one sequence is reported as a ``Fault``; an
-        exception means that the step as a whole failed.
+        exception means that the step as a whole failed. Where ``interrupted`` says so and the rest
+        of the step would last longer than ``plan.patience_s``, the step is given up.
         """
+        ...
+
+    def rest(self) -> bool:
+        """Do a few milliseconds of what is best done while there is nothing to compute; False when
+        nothing is left of it."""
         ...
 
 
@@ -49,6 +61,7 @@ class EngineStatus:
     reused_tokens: int = 0
     generated_tokens: int = 0
     preemptions: int = 0
+    steps_given_up: int = 0  # long ones, for somebody who came meanwhile
     evicted_blocks: int = 0
     finished: dict[str, int] = field(default_factory=dict)  # by FinishReason
     refused: dict[str, int] = field(default_factory=dict)  # by RefusalKind

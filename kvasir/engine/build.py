@@ -81,7 +81,8 @@ def _engine(config: Config, plan: Survey) -> EngineClient:
     runner = TorchRunner(decoder, DevicePool(plan.geometry, device), plan.attention.plan)
     clock = SystemClock()
     cache = KvCache(plan.geometry, plan.card.numerics_id)
-    sched = Scheduler(cache, Limits.of(config, plan.card.window), clock)
+    limits = Limits.of(config, plan.card.window, plan.geometry.n_layers)
+    sched = Scheduler(cache, limits, clock)
 
     def prepare() -> None:
         torch.set_num_threads(plan.threads)  # OpenMP keeps the number per calling thread

@@ -120,7 +120,7 @@ class EngineClient:
             if self._prepare is not None:
                 self._prepare()
             while not self._finished():
-                events = self._engine.step(self._drain())
+                events = self._engine.step(self._drain(), lambda: bool(self._inbox))
                 self._note()
                 self._tell(events)
             self._tell(self._engine.sched.abort_all())
@@ -131,9 +131,11 @@ class EngineClient:
             self._end()
 
     def _drain(self) -> list[Command]:
-        """What came in; sleeps while there is nothing to do and nothing came."""
+        """What came in; rests, then sleeps, while there is nothing to do and nothing came."""
+        while self._nothing_to_do() and self._engine.rest():
+            pass
         with self._wake:
-            while not self._inbox and self._engine.idle and self._stop_at_s is None:
+            while self._nothing_to_do():
                 self._wake.wait()
             if self._stop_at_s is not None:
                 self._engine.sched.stop()
@@ -141,6 +143,9 @@ class EngineClient:
             self._inbox.clear()
             self._taken = sum(c.request.n for c in commands if isinstance(c, Submit))
         return commands
+
+    def _nothing_to_do(self) -> bool:
+        return not self._inbox and self._engine.idle and self._stop_at_s is None
 
     def _finished(self) -> bool:
         with self._wake:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from kvasir.core.clock import Clock
 from kvasir.core.events import Event, FinishReason, RefusalKind
 from kvasir.core.plans import Fault, StepPlan, StepResult
-from kvasir.core.ports import EngineStatus, Runner
+from kvasir.core.ports import EngineStatus, Interrupted, Runner, never
 from kvasir.sched.scheduler import Command, Scheduler
 
 log = logging.getLogger(__name__)
@@ -36,17 +36,24 @@ class Engine:
         """Whether there is nothing to compute."""
         return self.sched.idle
 
-    def step(self, commands: Iterable[Command] = ()) -> list[Event]:
-        """One step; says everything that happened, in order."""
+    def step(
+        self, commands: Iterable[Command] = (), interrupted: Interrupted = never
+    ) -> list[Event]:
+        """One step; says everything that happened, in order. A long step is given up when
+        ``interrupted`` says that further commands have come."""
         events = self.sched.take(commands)
         if not self.sched.idle:
             plan = self.sched.plan()
-            result = self._run(plan)
+            result = self._run(plan, interrupted)
             events += self.sched.commit(plan, result)
         if self.sched.idle and self._clock.now_s() - self._checked_s >= self._check_every_s:
             self.sched.cache.check()
             self._checked_s = self._clock.now_s()
         return events
+
+    def rest(self) -> bool:
+        """A little of what is best done while idle; False when nothing is left of it."""
+        return self._runner.rest()
 
     def status(self) -> EngineStatus:
         """A snapshot; ``engine.client`` adds what concerns its thread."""
@@ -63,15 +70,16 @@ class Engine:
             reused_tokens=counts["reused_tokens"],
             generated_tokens=counts["generated_tokens"],
             preemptions=counts["preemptions"],
+            steps_given_up=counts["steps_given_up"],
             evicted_blocks=cache.evicted_blocks,
             finished={reason: counts[f"finished_{reason}"] for reason in FinishReason},
             refused={kind: counts[f"refused_{kind}"] for kind in RefusalKind},
             cost_coefficients=self.sched.costs.coefficients,
         )
 
-    def _run(self, plan: StepPlan) -> StepResult:
+    def _run(self, plan: StepPlan, interrupted: Interrupted) -> StepResult:
         try:
-            return self._runner.run(plan)
+            return self._runner.run(plan, interrupted)
         except Exception:
             log.exception("step %d failed; repeating it one sequence at a time", plan.number)
             return self._run_apart(plan)

@@ -7,6 +7,7 @@ the first attempt left. The host's work grows with sequences and new tokens, not
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from torch import Tensor
 from kvasir.attention.batch import Planner, describe
 from kvasir.core.events import TokenScore
 from kvasir.core.plans import Fault, Join, PromptScores, Run, Sampled, StepPlan, StepResult, Work
+from kvasir.core.ports import Interrupted, never
 from kvasir.core.requests import Sampling
 from kvasir.engine.sampler import Past, Row, sample, score
 from kvasir.kernels.memory import keep_freed_memory
@@ -26,6 +28,10 @@ from kvasir.model.decoder import Decoder
 from kvasir.tiers.device import DevicePool
 
 _SCORE_BYTES = 64 * 2**20  # of float32 logits at a time while a prompt is scored
+
+
+class _GivenUp(Exception):
+    """The step is not worth keeping somebody waiting."""
 
 
 class _Broken(Exception):
@@ -82,8 +88,9 @@ class TorchRunner:
         vocab_bytes = 4 * decoder.spec.vocab_size
         self._score_rows = max(1, _SCORE_BYTES // vocab_bytes)
 
-    def run(self, plan: StepPlan) -> StepResult:
-        """Carry out ``plan``: leaves, joins, copies, then all works in one pass of the decoder."""
+    def run(self, plan: StepPlan, interrupted: Interrupted = never) -> StepResult:
+        """Carry out ``plan``: leaves, joins, copies, then all works in one pass of the decoder,
+        which may be given up between two layers."""
         began_s = self._clock()
         faults: list[Fault] = []
         for seq in plan.leaves:
@@ -100,7 +107,11 @@ class TorchRunner:
         scores: list[PromptScores] = []
         if shares:
             with torch.inference_mode():
-                hidden = self._forward(shares, tokens)
+                watch = self._watch(plan, interrupted, began_s)
+                try:
+                    hidden = self._forward(shares, tokens, watch)
+                except _GivenUp:
+                    return StepResult(elapsed_s=self._clock() - began_s, given_up=True)
                 scores = self._score(shares, hidden, faults)
                 sampled = self._sample(shares, hidden, faults)
         if self._pool.device.type == "cuda":
@@ -112,6 +123,10 @@ class TorchRunner:
             prompt_scores=tuple(s for s in scores if s.seq not in broken),
             faults=tuple(faults),
         )
+
+    def rest(self) -> bool:
+        """Have memory ready for the next prompt."""
+        return self._pool.make_ready()
 
     # inside: what is remembered ------------------------------------------------------------------
 
@@ -131,6 +146,7 @@ class TorchRunner:
         for run in runs:
             if run.first < 0 or run.count < 0 or run.first + run.count > n_blocks:
                 raise _Broken(f"blocks {run.first}+{run.count} are outside of the pool")
+            self._pool.expect(run.first + run.count)
             yield run.first, run.count
 
     # inside: a step ------------------------------------------------------------------------------
@@ -180,14 +196,36 @@ class TorchRunner:
             known.past.extend(work.start, work.tokens)
         return ids
 
-    def _forward(self, shares: Sequence[_Share], tokens: Tensor) -> Tensor:
+    def _watch(
+        self, plan: StepPlan, interrupted: Interrupted, began_s: float
+    ) -> Callable[[int], None] | None:
+        """What to do after each layer: give up where somebody waits and the layers left, which take
+        as long as those done, would outlast the plan's patience."""
+        if plan.patience_s == math.inf:
+            return None
+        n_layers = self._decoder.spec.n_layers
+
+        def watch(done: int) -> None:
+            if interrupted():
+                left_s = (self._clock() - began_s) / done * (n_layers - done)
+                if left_s > plan.patience_s:
+                    raise _GivenUp
+
+        return watch
+
+    def _forward(
+        self,
+        shares: Sequence[_Share],
+        tokens: Tensor,
+        after_layer: Callable[[int], None] | None,
+    ) -> Tensor:
         batch = describe(
             [share.span for share in shares],
             self._planner,
             self._decoder.windows,
             self._pool.device,
         )
-        return self._decoder.forward(tokens, batch, self._pool)  # [N, D]
+        return self._decoder.forward(tokens, batch, self._pool, after_layer)  # [N, D]
 
     def _sample(
         self, shares: Sequence[_Share], hidden: Tensor, faults: list[Fault]

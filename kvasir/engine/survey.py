@@ -24,9 +24,9 @@ from kvasir.model.fingerprint import fingerprint, numerics_id
 from kvasir.model.memory import MemoryNeed, check_fits, estimate, gib, summary
 from kvasir.model.source import is_demonstration, model_name
 from kvasir.model.spec import ModelSpec
+from kvasir.sched.limits import MAX_STEP_TOKENS
 
 GIB = 2**30
-STEP_TOKENS = 4096  # a step of more would last far beyond any sensible time budget
 RESERVE_SHARE = 0.05  # of free memory, for whatever else runs on the machine
 POOL_SHARE = 0.5  # of what is left for KV, unless one window needs more
 
@@ -185,7 +185,7 @@ class _Room:
             spec,
             dtype_bytes=dtype.dtype.itemsize,
             kv_dtype_bytes=dtype.dtype.itemsize,
-            step_tokens=STEP_TOKENS,
+            step_tokens=MAX_STEP_TOKENS,
             sampled_rows=config.max_running,
         )
         if spec.tied_embeddings and not against_packing(device, dtype.dtype):

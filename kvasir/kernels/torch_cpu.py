@@ -22,6 +22,7 @@ _MOST_RUNS = 8  # attended one by one; a table in more pieces is gathered into o
 _PIECE = 512  # tokens of a stretch that one task attends
 _TOGETHER_ROWS = 8  # single tokens that see
 _TOGETHER_TOKENS = 8192  # this many in all are attended together; fewer one by one
+_GROUPED_ROWS = 128  # a shorter chunk attends with the query heads of a KV group as its rows
 _MASK_ROWS = 256  # rows of a windowed chunk that share one mask
 
 
@@ -48,6 +49,9 @@ class CpuPlan:
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """As ``reference.ReferencePlan.attend``."""
+        one = self.spans[0] if len(self.spans) == 1 else None
+        if one is not None and one.n == len(query) and not self._windowed(one):
+            return self._attend_alone(one, query, keys, values)
         out = torch.empty_like(query)
         alone = self.spans
         if self.decodes is not None:
@@ -60,25 +64,32 @@ class CpuPlan:
                 out.index_copy_(0, self.decodes.rows, attended)
         for span in alone:
             rows = slice(span.row, span.row + span.n)
-            if self.window is not None and span.n > 1 and span.end > self.window:
+            if self.window is not None and self._windowed(span):
                 _attend_windowed(span, self.window, query, keys, values, out)
-            elif span.n == 1:
-                low = span.first_visible(self.window)
-                out[rows] = attend_single(span, low, query[rows], keys, values)
             else:
-                out[rows] = attend_chunk(span, query[rows], keys, values)
+                out[rows] = self._attend_alone(span, query[rows], keys, values)
         return out
+
+    def _windowed(self, span: Span) -> bool:
+        """Whether some rows of ``span`` do not see all that others see."""
+        return self.window is not None and span.n > 1 and span.end > self.window
+
+    def _attend_alone(self, span: Span, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """The rows of one span, ``query`` [n, Hq, d]."""
+        if span.n == 1:
+            return attend_single(span, span.first_visible(self.window), query, keys, values)
+        return attend_chunk(span, query, keys, values)
 
 
 def _flash(
     query: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """``query`` [n, Hq, d] over ``keys`` and ``values`` [T, H, d]: [n, Hq, d] and its
-    log-sum-exp [n, Hq]. Where every row sees every key, the query heads of a KV group are rows of
-    one attention: longer blocks of rows share each load of the keys."""
+    log-sum-exp [n, Hq]. Where few rows see every key, the query heads of a KV group are rows of one
+    attention: longer blocks of rows share each load of the keys. Many rows fill blocks alone."""
     n, n_query, dim = query.shape
     rows = query.transpose(0, 1)  # [Hq, n, d]
-    if not causal and mask is None:
+    if not causal and mask is None and n < _GROUPED_ROWS:
         rows = rows.reshape(keys.shape[1], -1, dim)  # [H, G n, d]
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         rows[None],

@@ -6,6 +6,8 @@ batch. So the same prompt gives the same logits however it was cut into steps, u
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -56,9 +58,16 @@ class Decoder:
         return tuple(dict.fromkeys(layer.window for layer in self._layers))
 
     @torch.inference_mode()
-    def forward(self, tokens: Tensor, batch: AttentionBatch, pool: DevicePool) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        batch: AttentionBatch,
+        pool: DevicePool,
+        after_layer: Callable[[int], None] | None = None,
+    ) -> Tensor:
         """Compute ``tokens`` [N] (int64) as ``batch`` describes them and write their KV into
-        ``pool``. Returns the hidden states before the final norm: [N, D]."""
+        ``pool``. Returns the hidden states before the final norm: [N, D]. ``after_layer`` is told
+        the number of layers done after each, and may raise to end the computation."""
         hidden = functional.embedding(tokens, self._embedding)
         cos, sin = self._rope.rows(batch.positions)
         for index, layer in enumerate(self._layers):
@@ -66,6 +75,8 @@ class Decoder:
             pool.write(index, batch.slots, keys, values)
             attended = batch.attend(queries, *pool.planes(index), layer.window)
             hidden = layer.after_attention(hidden, attended)
+            if after_layer is not None:
+                after_layer(index + 1)
         return hidden
 
     @torch.inference_mode()

@@ -37,8 +37,10 @@ class Rope:
 
 def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
     """Rotate ``x`` [N, h, d] in place by the angles of ``Rope.rows``, in float32."""
-    first, second = x.float().chunk(2, 2)  # [N, h, d/2]
-    x.copy_((x * cos).addcmul_(torch.cat([second, first], 2), sin))
+    wide = x.float()
+    first, second = wide.chunk(2, 2)  # [N, h, d/2]
+    swapped = torch.cat([second, first], 2)
+    x.copy_(wide.mul_(cos).addcmul_(swapped, sin))
 
 
 def inverse_frequencies(spec: RopeSpec, head_dim: int) -> tuple[Tensor, float]:

@@ -38,6 +38,7 @@ from kvasir.core.requests import Request
 from kvasir.kv.cache import KvCache
 from kvasir.sched.admission import Admission, refuse_oversized, refuse_queued
 from kvasir.sched.limits import Limits
+from kvasir.sched.pace import Pace
 from kvasir.sched.sequence import Sequence
 from kvasir.sched.shares import divide, level
 from kvasir.sched.waiting import WaitingQueue
@@ -73,6 +74,7 @@ class Scheduler:
         self.counts: Counter[str] = Counter()  # computed, reused, generated, preemptions, …
         self._clock = clock
         self._fit = fit or CostFit()
+        self._pace = Pace(limits)
         self._waiting = WaitingQueue(limits.max_waiting, limits.max_waiting_tokens)
         self._admission = Admission(cache, self._waiting, limits)
         self._running: dict[int, Sequence] = {}
@@ -142,13 +144,13 @@ class Scheduler:
             shape = shape.with_work(1, sequence.computed)
         spent_s = self.costs.step_s(shape)
         reading = [s for s in self._running.values() if s.behind > 1]
-        budget_s = self._budget_s(decoding, reading)
+        watched = bool(decoding) or len(self._waiting) > 0
+        budget_s = self._pace.budget_s(reading, self.costs, watched=watched)
         left_s = max(budget_s - spent_s, budget_s * self.limits.reading_share)
         works = [(s, 1) for s in decoding]
-        for share in divide(left_s, reading, self.costs):
+        for share in divide(left_s, reading, self.costs, self.limits.max_step_tokens):
             works.append((share.sequence, share.n_tokens))
             shape = shape.with_work(share.n_tokens, share.sequence.computed)
-            share.sequence.served_s += share.cost_s
         self._step += 1
         leaves, self._leaves = tuple(self._leaves), []
         return StepPlan(
@@ -158,11 +160,18 @@ class Scheduler:
             copies=tuple(copy for seq, copy in copies.items() if seq in self._running),
             works=tuple(self._work(s, n) for s, n in works),
             predicted_s=self.costs.step_s(shape),
+            patience_s=self._pace.patience_s,
         )
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Event]:
         """Take note of what ``plan`` has computed; says what happened to whom."""
         self._observe(plan, result)
+        if result.given_up:
+            for work in plan.works:
+                sequence = self._running.get(work.seq)
+                if sequence is not None and sequence.lease is not None:
+                    self.cache.copied(sequence.lease)
+            return self._flush()
         sampled = {s.seq: s for s in result.sampled}
         faults = {f.seq: f.message for f in result.faults}
         for scores in result.prompt_scores:
@@ -249,12 +258,6 @@ class Scheduler:
                 self._say(Started(sequence.request.id, sequence.choice, sequence.reused))
         return copies
 
-    def _budget_s(self, decoding: list[Sequence], reading: list[Sequence]) -> float:
-        """Seconds for the step. A prompt that is alone is read in larger chunks, which is faster;
-        whoever comes meanwhile waits for one such step and then shares normal ones."""
-        alone = len(reading) == 1 and not decoding and not len(self._waiting)
-        return self.limits.step_budget_s * (self.limits.lone_stretch if alone else 1.0)
-
     def _with_room(self, decoding: list[Sequence]) -> list[Sequence]:
         """Those of ``decoding`` whose next token has a slot; the youngest give way if need be."""
         able: list[Sequence] = []
@@ -322,6 +325,10 @@ class Scheduler:
         shape = StepShape()
         for work in plan.works:
             shape = shape.with_work(len(work.tokens), work.start)
+        self._pace.ended(result.elapsed_s, given_up=result.given_up)
+        if result.given_up:
+            self.counts["steps_given_up"] += 1
+            return
         if plan.works and not result.faults:
             self._fit.observe(shape, result.elapsed_s)
         self.counts["steps"] += 1
@@ -329,6 +336,8 @@ class Scheduler:
 
     def _advance(self, sequence: Sequence, work: Work, sampled: Sampled | None) -> None:
         reading = work.start < sequence.n_prompt
+        if sequence.behind > 1:
+            sequence.served_s += self.costs.prefill_s(len(work.tokens), work.start)
         sequence.computed += len(work.tokens)
         if sequence.lease is not None:
             self.cache.copied(sequence.lease)

@@ -36,8 +36,11 @@ def level(newcomer: Sequence, others: Iterable[Sequence]) -> None:
         newcomer.served_s = max(newcomer.served_s, least)
 
 
-def divide(budget_s: float, sequences: list[Sequence], costs: StepCosts) -> list[Share]:
-    """Who reads how many tokens within ``budget_s``; somebody always reads something.
+def divide(
+    budget_s: float, sequences: list[Sequence], costs: StepCosts, most_tokens: int
+) -> list[Share]:
+    """Who reads how many tokens within ``budget_s``, ``most_tokens`` in all; somebody always reads
+    something.
 
     What a sequence does not need of its share flows to those behind it in the order.
     """
@@ -46,13 +49,14 @@ def divide(budget_s: float, sequences: list[Sequence], costs: StepCosts) -> list
     left_s = budget_s
     for position, sequence in enumerate(order):
         slice_s = left_s / (len(order) - position)
-        n_tokens = _chunk(sequence, slice_s, left_s, costs)
+        n_tokens = min(_chunk(sequence, slice_s, left_s, costs), most_tokens)
         cost_s = costs.prefill_s(n_tokens, sequence.computed)
         if shares and cost_s > left_s * _STRETCH:
             break
         shares.append(Share(sequence, n_tokens, cost_s))
         left_s -= cost_s
-        if left_s <= 0:
+        most_tokens -= n_tokens
+        if left_s <= 0 or most_tokens <= 0:
             break
     return shares
 

@@ -26,7 +26,9 @@ from kvasir.core.plans import (
     StepResult,
     Work,
 )
+from kvasir.core.ports import Interrupted, never
 
+_LAYERS = 30  # between which a step can be given up
 POISON = 0xDEAD_BEEF  # what a slot holds that nobody has written
 
 
@@ -69,7 +71,7 @@ class VirtualRunner:
         self._wait = wait
         self._before = before
 
-    def run(self, plan: StepPlan) -> StepResult:
+    def run(self, plan: StepPlan, interrupted: Interrupted = never) -> StepResult:
         if self._before is not None:
             self._before(plan)
         for seq in plan.leaves:
@@ -80,13 +82,14 @@ class VirtualRunner:
             blocks = self.known[work.seq].blocks
             blocks[work.keep_blocks :] = _flat(work.new_blocks)
         sampled = self._compute(plan)
-        elapsed_s = self.costs.step_s(step_shape(plan))
-        if self._clock is not None:
-            self._clock.advance(elapsed_s)
-        if self._wait is not None:
-            self._wait(elapsed_s)
+        whole_s = self.costs.step_s(step_shape(plan))
+        for done in range(1, _LAYERS + 1):
+            self._pass(whole_s / _LAYERS)
+            left_s = whole_s * (1 - done / _LAYERS)
+            if left_s > plan.patience_s and interrupted():
+                return StepResult(elapsed_s=whole_s - left_s, given_up=True)
         return StepResult(
-            elapsed_s=elapsed_s,
+            elapsed_s=whole_s,
             sampled=sampled,
             prompt_scores=tuple(
                 _scores(w, self.known[w.seq].join.n_prompt)
@@ -94,6 +97,15 @@ class VirtualRunner:
                 if w.score is not None
             ),
         )
+
+    def rest(self) -> bool:
+        return False
+
+    def _pass(self, seconds: float) -> None:
+        if self._clock is not None:
+            self._clock.advance(seconds)
+        if self._wait is not None:
+            self._wait(seconds)
 
     def _compute(self, plan: StepPlan) -> tuple[Sampled, ...]:
         sampled = []

@@ -128,6 +128,11 @@ def _counters(status: EngineStatus) -> Iterator[Metric]:
         ("kvasir_generated_tokens", "Tokens that were generated.", status.generated_tokens),
         ("kvasir_steps", "Steps of the engine.", status.steps),
         ("kvasir_preemptions", "Sequences that gave up their blocks.", status.preemptions),
+        (
+            "kvasir_steps_given_up",
+            "Long steps given up for a request that came meanwhile.",
+            status.steps_given_up,
+        ),
         ("kvasir_evicted_blocks", "Blocks that gave way to others.", status.evicted_blocks),
     )
     for name, text, value in plain:

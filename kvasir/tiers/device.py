@@ -12,6 +12,8 @@ from torch import Tensor
 
 from kvasir.core.errors import DoesNotFit
 from kvasir.core.geometry import KvGeometry
+from kvasir.kernels.memory import ask_for_large_pages
+from kvasir.tiers.ready import ReadyAhead
 
 
 class DevicePool:
@@ -37,7 +39,10 @@ class DevicePool:
                 f"the KV pool of {geometry.pool_bytes / 2**30:.2f} GiB ({geometry.pool_tokens} "
                 f"tokens) could not be allocated on {self.device}; set a smaller kv_gib"
             ) from error
+        for planes in (self._keys, self._values):
+            ask_for_large_pages(planes)
         self._layers = tuple(zip(self._keys.unbind(0), self._values.unbind(0), strict=True))
+        self._ahead = ReadyAhead([*self._keys.unbind(0), *self._values.unbind(0)])
 
     def planes(self, layer: int) -> tuple[Tensor, Tensor]:
         """The key and the value plane of ``layer``: [n_slots, H, d] each, views of the pool."""
@@ -48,6 +53,15 @@ class DevicePool:
         key_plane, value_plane = self._layers[layer]
         key_plane.index_copy_(0, slots, keys)
         value_plane.index_copy_(0, slots, values)
+
+    def expect(self, end_block: int) -> None:
+        """The blocks before ``end_block`` are going to be written."""
+        self._ahead.used(end_block * self.geometry.block_tokens)
+
+    def make_ready(self) -> bool:
+        """Have a little more memory ready for blocks that may be written next; False where there
+        is nothing to do."""
+        return self._ahead.make_more()
 
     def copy(self, source: int, target: int, n_tokens: int) -> None:
         """Copy the first ``n_tokens`` of block ``source`` into block ``target``, in all layers."""

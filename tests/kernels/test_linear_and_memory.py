@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -41,3 +43,15 @@ def test_keeping_freed_memory_says_what_came_of_it(monkeypatch: pytest.MonkeyPat
     assert memory.keep_freed_memory().startswith("freed memory:")
     monkeypatch.setattr(memory.sys, "platform", "darwin")
     assert "left to the C library" in memory.keep_freed_memory()
+
+
+@pytest.mark.parametrize("wish", [memory.ask_for_large_pages, memory.populate])
+def test_wishes_about_memory_change_no_content(
+    wish: Callable[[torch.Tensor], bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensor = torch.arange(3_000_001)
+    assert wish(tensor[1:]) in (True, False)
+    assert wish(tensor[:3]) in (True, False)
+    assert torch.equal(tensor, torch.arange(3_000_001))
+    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    assert not wish(tensor)

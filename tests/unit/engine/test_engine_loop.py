@@ -13,7 +13,8 @@ from virtual_engine import FailingRunner, VirtualEngine, geometry, text
 from kvasir.core.clock import SystemClock
 from kvasir.core.errors import EngineStopped
 from kvasir.core.events import Event, Finished, FinishReason, RefusalKind, Refused, Token
-from kvasir.core.plans import StepPlan
+from kvasir.core.plans import StepPlan, StepResult
+from kvasir.core.ports import Interrupted, never
 from kvasir.core.requests import Request
 from kvasir.engine.client import EngineClient
 from kvasir.engine.engine import Engine
@@ -64,8 +65,8 @@ def test_a_step_that_failed_half_way_is_repeated_without_harm() -> None:
     raised: set[int] = set()
 
     class RaisesAfterwards:
-        def run(self, plan: StepPlan):
-            result = made.tagged.run(plan)
+        def run(self, plan: StepPlan, interrupted: Interrupted = never) -> StepResult:
+            result = made.tagged.run(plan, interrupted)
             if plan.number % 3 == 0 and plan.number not in raised:
                 raised.add(plan.number)
                 raise RuntimeError("planted")

@@ -268,3 +268,21 @@ def test_an_output_that_is_not_finite_is_a_fault_of_its_own() -> None:
     assert "not finite" in result.faults[0].message
     assert [s.seq for s in result.sampled] == [2]
     assert result.sampled[0].score.token == int(plain_logits(tokens)[-1].argmax())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_step_is_given_up_where_the_rest_of_it_would_outlast_the_patience(device: str) -> None:
+    """Its joins stand; the same work done afterwards gives what it gives undisturbed."""
+    tokens = prompt(30)
+    joins, work = (join(1, (Run(0, 4),), 30),), Work(seq=1, start=0, tokens=tokens, sample=True,
+                                                     keep_blocks=4)  # fmt: skip
+    undisturbed = runner_on(device).run(plan(work, joins=joins))
+    now_s = itertools.count(0.0, 1.0)  # every look at the clock takes a second
+    runner = runner_on(device, clock=lambda: next(now_s))
+    left_s = SPEC.n_layers - 1.0  # after the first layer, at a second a layer
+    given_up = runner.run(plan(work, joins=joins, patience_s=left_s - 0.1), lambda: True)
+    assert given_up.given_up
+    assert not given_up.sampled
+    kept = runner.run(plan(work, patience_s=left_s), lambda: True)
+    assert outcome(kept) == outcome(undisturbed)
+    assert not runner.run(plan(work, patience_s=0.0), lambda: False).given_up

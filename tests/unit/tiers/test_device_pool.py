@@ -7,7 +7,9 @@ import torch
 
 from kvasir.core.errors import DoesNotFit
 from kvasir.core.geometry import KvGeometry
+from kvasir.tiers import ready
 from kvasir.tiers.device import DevicePool
+from kvasir.tiers.ready import ReadyAhead
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -63,3 +65,31 @@ def test_a_copy_outside_of_the_pool_is_refused(source: int, target: int, n: int)
 def test_a_pool_that_cannot_be_allocated_says_so() -> None:
     with pytest.raises(DoesNotFit, match="kv_gib"):
         DevicePool(geometry(n_blocks=2**50), "cpu")
+
+
+def test_memory_is_made_ready_ahead_of_use_without_changing_what_is_there() -> None:
+    planes = [torch.full((40_000, 3, 64), 1.5, dtype=torch.bfloat16) for _ in range(3)]
+    ahead = ReadyAhead(planes)
+    for end in (1, 20_000, 40_000):
+        ahead.used(end)
+        while ahead.make_more():
+            planes[0][end - 1] = 2.0
+    assert not ahead.make_more()
+    assert all(bool(plane[10:].ge(1.5).all()) for plane in planes)
+
+
+def test_memory_is_made_ready_for_a_stretch_beyond_what_is_in_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(ready, "populate", lambda part: asked.append(part.data_ptr()) or True)
+    monkeypatch.setattr(ready, "_AHEAD_BYTES", 6 * 2**20)
+    plane = torch.empty(20 * 2**20, 1, dtype=torch.int8)
+    ahead = ReadyAhead([plane])
+    while ahead.make_more():
+        pass
+    assert [address - plane.data_ptr() for address in asked] == [0, 2**21, 2**22]
+    ahead.used(5 * 2**20)
+    while ahead.make_more():
+        pass
+    assert len(asked) == 6

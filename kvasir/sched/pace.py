@@ -1,0 +1,54 @@
+"""How long the next step may last: one budget, or longer where nobody would notice.
+
+Prompts are read faster in large chunks, because every chunk goes through all the keys before it.
+While no answer is running, nobody sees how prompts are cut into steps, so a step may then last
+until the first of them could be through, as long as a newcomer can be kept waiting for its end. A
+prompt that is alone gets longer steps still: if somebody comes who would wait too long, the step is
+given up and what it computed is lost. Nothing is risked again before 24 times what was lost has
+been computed, so that at most 4 % of the time go for nothing, whatever comes when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from kvasir.core.costs import StepCosts, StepShape
+from kvasir.sched.limits import Limits
+from kvasir.sched.sequence import Sequence
+
+_REPAID = 24.0
+
+
+class Pace:
+    """The time that steps are given. Told of every step that has ended."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._budget_s = limits.step_budget_s
+        self._patience_s = limits.patience * limits.step_budget_s
+        self._longest_s = limits.long_stretch * limits.step_budget_s
+        self._owed_s = 0.0
+
+    @property
+    def patience_s(self) -> float:
+        """How long a newcomer may be kept waiting by a step."""
+        return self._patience_s
+
+    def budget_s(self, reading: Collection[Sequence], costs: StepCosts, *, watched: bool) -> float:
+        """Seconds for a step in which ``reading`` are read; ``watched`` where answers are running
+        or requests wait, which then have a step of one budget."""
+        if watched or not reading:
+            return self._budget_s
+        shortest_s = min(costs.prefill_s(s.behind, s.computed) for s in reading)
+        first_through_s = costs.step_s(StepShape()) + shortest_s * len(reading)
+        risky = len(reading) == 1 and self._owed_s <= 0
+        most_s = self._longest_s if risky else self._patience_s
+        return max(self._budget_s, min(first_through_s, most_s))
+
+    def ended(self, elapsed_s: float, *, given_up: bool) -> None:
+        """A step has ended after ``elapsed_s``."""
+        if given_up:
+            self._owed_s += elapsed_s * _REPAID
+        else:
+            self._owed_s = max(0.0, self._owed_s - elapsed_s)
+
+
