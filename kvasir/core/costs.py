@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 N_TERMS = 5
+_MOST_TOKENS = 2**31
 _PERSISTENT = 5  # outliers in a row that are taken for the truth
 Vector = tuple[float, float, float, float, float]
 
@@ -80,15 +81,16 @@ class StepCosts:
         return d + e * context
 
     def prefill_tokens(self, seconds: float, start: int) -> int:
-        """How many tokens from position ``start`` on can be read in ``seconds``."""
+        """How many tokens from position ``start`` on can be read in ``seconds``; at most 2³¹."""
         _, b, c, _, _ = self.coefficients
-        linear = b + c * start
         if seconds <= 0:
             return 0
-        if c <= 0:
-            return int(seconds / linear) if linear > 0 else 2**31
-        root = math.sqrt(linear * linear + 2 * c * seconds)
-        return int((root - linear) / c) if root > linear else int(seconds / linear)
+        # The positive root of c n²/2 + linear n = seconds, in the form that also holds for c = 0.
+        linear = b + c * start
+        divisor = linear + math.sqrt(linear * linear + 2 * c * seconds)
+        if divisor * _MOST_TOKENS <= 2 * seconds:
+            return _MOST_TOKENS
+        return int(2 * seconds / divisor)
 
 
 class CostFit:

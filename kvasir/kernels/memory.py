@@ -1,7 +1,8 @@
 """What Kvasir asks of the system's memory: to keep what a step frees, and large pages for the pool.
 
-A step frees and takes again the same tens of megabytes. glibc hands large freed blocks back to the system, which clears every page anew when they are taken
-again; a prefill chunk of 1,000 tokens then spends a quarter of its time in page faults.
+A step frees and takes again the same tens of megabytes. glibc hands large freed blocks back to the
+system, which clears every page anew when they are taken again; a prefill chunk of 1,000 tokens then
+spends a quarter of its time in page faults.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from kvasir.core.config import Config
 
-
 MAX_STEP_TOKENS = 4096  # read in one step; the memory that a step takes is reckoned with it
 _PATIENCE, _LONG_STRETCH = 2.0, 20.0  # step budgets
 _NOTICED_AFTER = 0.7  # step budgets that one layer of a long step may take
@@ -23,7 +22,7 @@ class Limits:
     step_budget_s: float = 0.1
     reading_share: float = 0.25  # of a step that is kept for reading, however many answers run
     patience: float = _PATIENCE  # budgets that a newcomer may wait for the end of a step
-    long_stretch: float = _LONG_STRETCH  # budgets that a lone prompt's step may take; it can be given up
+    long_stretch: float = _LONG_STRETCH  # budgets that a step may take while no answer is running
     max_step_tokens: int = MAX_STEP_TOKENS
     answer_room_tokens: int = 256  # reserved ahead, where free, so that an answer lies in one run
 

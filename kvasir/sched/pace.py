@@ -2,19 +2,17 @@
 
 Prompts are read faster in large chunks, because every chunk goes through all the keys before it.
 While no answer is running, nobody sees how prompts are cut into steps, so a step may then last
-until the first of them could be through, as long as a newcomer can be kept waiting for its end. A
-prompt that is alone gets longer steps still: if somebody comes who would wait too long, the step is
-given up and what it computed is lost. Nothing is risked again before 24 times what was lost has
-been computed, so that at most 4 % of the time go for nothing, whatever comes when.
+until the first of them could be through. If somebody comes who would wait too long for its end, the
+step is given up and what it computed is lost. Nothing is risked again before 24 times what was lost
+has been computed, so that at most 4 % of the time go for nothing, whatever comes when.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 from kvasir.core.costs import StepCosts, StepShape
 from kvasir.sched.limits import Limits
 from kvasir.sched.sequence import Sequence
+from kvasir.sched.shares import first_through_s
 
 _REPAID = 24.0
 
@@ -33,16 +31,14 @@ class Pace:
         """How long a newcomer may be kept waiting by a step."""
         return self._patience_s
 
-    def budget_s(self, reading: Collection[Sequence], costs: StepCosts, *, watched: bool) -> float:
+    def budget_s(self, reading: list[Sequence], costs: StepCosts, *, watched: bool) -> float:
         """Seconds for a step in which ``reading`` are read; ``watched`` where answers are running
         or requests wait, which then have a step of one budget."""
         if watched or not reading:
             return self._budget_s
-        shortest_s = min(costs.prefill_s(s.behind, s.computed) for s in reading)
-        first_through_s = costs.step_s(StepShape()) + shortest_s * len(reading)
-        risky = len(reading) == 1 and self._owed_s <= 0
-        most_s = self._longest_s if risky else self._patience_s
-        return max(self._budget_s, min(first_through_s, most_s))
+        most_s = self._patience_s if self._owed_s > 0 else self._longest_s
+        unnoticed_s = costs.step_s(StepShape()) + first_through_s(reading, costs)
+        return max(self._budget_s, min(unnoticed_s, most_s))
 
     def ended(self, elapsed_s: float, *, given_up: bool) -> None:
         """A step has ended after ``elapsed_s``."""
@@ -50,5 +46,3 @@ class Pace:
             self._owed_s += elapsed_s * _REPAID
         else:
             self._owed_s = max(0.0, self._owed_s - elapsed_s)
-
-

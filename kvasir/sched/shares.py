@@ -36,6 +36,14 @@ def level(newcomer: Sequence, others: Iterable[Sequence]) -> None:
         newcomer.served_s = max(newcomer.served_s, least)
 
 
+def first_through_s(sequences: list[Sequence], costs: StepCosts) -> float:
+    """Predicted seconds until the first of ``sequences`` has been read, if ``divide`` shares the
+    time among them."""
+    levels = [s.served_s + costs.prefill_s(s.behind, s.computed) for s in sequences]
+    lowest = min(levels, default=0.0)
+    return sum(max(0.0, lowest - s.served_s) for s in sequences)
+
+
 def divide(
     budget_s: float, sequences: list[Sequence], costs: StepCosts, most_tokens: int
 ) -> list[Share]:
@@ -49,7 +57,8 @@ def divide(
     left_s = budget_s
     for position, sequence in enumerate(order):
         slice_s = left_s / (len(order) - position)
-        n_tokens = min(_chunk(sequence, slice_s, left_s, costs), most_tokens)
+        fair_tokens = max(QUANTUM_TOKENS, most_tokens // (len(order) - position))
+        n_tokens = min(_chunk(sequence, slice_s, left_s, costs), fair_tokens, most_tokens)
         cost_s = costs.prefill_s(n_tokens, sequence.computed)
         if shares and cost_s > left_s * _STRETCH:
             break

@@ -191,14 +191,18 @@ def test_ten_thousand_arrivals_each_wait_at_most_twice_their_fair_share() -> Non
         prompts.append((f"q{i}", n_tokens))
     fair = fluid_finish_s(arrivals)
     sent = 0
+
+    def arrived() -> bool:
+        return sent < len(prompts) and arrivals[sent][0] <= made.clock.now_s()
+
     while sent < len(prompts) or not made.engine.idle:
         if made.engine.idle and arrivals[sent][0] > made.clock.now_s():
             made.clock.advance(arrivals[sent][0] - made.clock.now_s())
-        while sent < len(prompts) and arrivals[sent][0] <= made.clock.now_s():
+        while arrived():
             name, n_tokens = prompts[sent]
             made.submit([300 + sent] * n_tokens, max_tokens=1, request_id=name)
             sent += 1
-        made.step(lambda: sent < len(prompts) and arrivals[sent][0] <= made.clock.now_s())
+        made.step(arrived)
     assert not made.refused
     longest_step_s = BUDGET_S * made.sched.limits.patience
     worst = 0.0
