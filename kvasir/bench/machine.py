@@ -6,7 +6,6 @@ published as it is.
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from pathlib import Path
@@ -14,48 +13,26 @@ from pathlib import Path
 import psutil
 
 from kvasir.bench.results import Machine
+from kvasir.engine.machine import describe_machine
 
-RELEVANT_FLAGS = (
-    "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni",
-    "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",
-    "amx_tile", "amx_int8", "amx_bf16", "amx_fp16",
-    "asimd", "asimddp", "bf16", "i8mm", "sve", "sve2", "sme",
-)  # fmt: skip
 BUSY_PERCENT = 10.0
 BUSY_LOAD_PER_CORE = 0.25
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def describe() -> Machine:
     """Look at the machine; takes one second, to see how busy it is."""
-    model, flags = read_cpuinfo(_read("/proc/cpuinfo"))
+    here = describe_machine()
     one, five, fifteen = psutil.getloadavg()
     return Machine(
-        cpu=model or platform.processor() or platform.machine(),
-        cores=usable_cores(),
-        flags=tuple(flag for flag in RELEVANT_FLAGS if flag in flags),
-        memory_bytes=psutil.virtual_memory().total,
+        cpu=here.cpu,
+        cores=here.cores,
+        flags=here.flags,
+        memory_bytes=here.memory_bytes,
         kernel=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         load_average=(round(one, 2), round(five, 2), round(fifteen, 2)),
         busy_percent=psutil.cpu_percent(interval=1.0),
     )
-
-
-def read_cpuinfo(text: str) -> tuple[str, frozenset[str]]:
-    """The model name and the flags of the first CPU in ``text``, as Linux writes /proc/cpuinfo."""
-    fields: dict[str, str] = {}
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        fields.setdefault(name.strip(), value.strip())
-    flags = fields.get("flags") or fields.get("Features") or ""
-    return fields.get("model name", ""), frozenset(flags.split())
 
 
 def busy_warning(machine: Machine) -> str | None:
@@ -89,10 +66,3 @@ def _git(folder: Path, *arguments: str) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

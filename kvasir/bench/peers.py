@@ -18,6 +18,7 @@ from kvasir.bench.options import CHOICES, Options
 from kvasir.bench.workload import FULL, QUICK, find_text
 from kvasir.core.config import load as load_config
 from kvasir.core.errors import ConfigError
+from kvasir.engine.machine import usable_cores
 
 LLAMA_PYTHON = "KVASIR_BENCH_LLAMA_PYTHON"
 TEST_DATA = "KVASIR_TEST_DATA"
@@ -103,7 +104,7 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=1, help="of a made text")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    parser.add_argument("--threads", type=int, default=machine.usable_cores())
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument(
         "--kv-gib", type=float, default=0.0, help="Kvasir's KV pool; default: for this workload"
     )

@@ -11,10 +11,12 @@ import psutil
 
 from kvasir.model.memory import available_bytes
 
-# Instruction sets that decide how fast a CPU multiplies matrices, as Linux names them.
+# Instruction sets that decide how fast a CPU computes, as Linux names them.
 RELEVANT_FLAGS = (
-    "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16",
-    "amx_tile", "amx_int8", "amx_bf16", "asimd", "bf16", "i8mm", "sve",
+    "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni",
+    "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16", "avx512_fp16",
+    "amx_tile", "amx_int8", "amx_bf16", "amx_fp16",
+    "asimd", "asimddp", "bf16", "i8mm", "sve", "sve2", "sme",
 )  # fmt: skip
 
 
@@ -31,7 +33,7 @@ class Machine:
 
 def describe_machine() -> Machine:
     """Look at the machine."""
-    name, flags = _cpu(Path("/proc/cpuinfo"))
+    name, flags = read_cpuinfo(_cpuinfo())
     return Machine(
         cpu=name or platform.processor() or platform.machine(),
         cores=usable_cores(),
@@ -48,15 +50,19 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _cpu(cpuinfo: Path) -> tuple[str, frozenset[str]]:
-    """The name and the flags of the first CPU, as Linux tells them; nothing elsewhere."""
-    try:
-        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return "", frozenset()
+def read_cpuinfo(text: str) -> tuple[str, frozenset[str]]:
+    """The model name and the flags of the first CPU in ``text``, as Linux writes /proc/cpuinfo."""
     fields: dict[str, str] = {}
     for line in text.splitlines():
         name, _, value = line.partition(":")
         fields.setdefault(name.strip(), value.strip())
     flags = fields.get("flags") or fields.get("Features") or ""
     return fields.get("model name", ""), frozenset(flags.split())
+
+
+def _cpuinfo() -> str:
+    """Nothing where the system is not Linux."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -22,6 +22,7 @@ from kvasir.bench.results import (
     median,
 )
 from kvasir.bench.workload import QUICK
+from kvasir.engine.machine import RELEVANT_FLAGS
 
 MACHINE = Machine(
     cpu="A CPU",
@@ -141,31 +142,12 @@ def test_numbers_have_three_digits(value: float, text: str) -> None:
 
 # --- the machine ----------------------------------------------------------------------------------
 
-CPUINFO = """\
-processor\t: 0
-model name\t: Some CPU @ 2 GHz
-flags\t\t: fpu avx2 amx_tile
-processor\t: 1
-model name\t: Another
-flags\t\t: fpu
-"""
-
-
-def test_cpuinfo_is_read_for_the_first_cpu() -> None:
-    assert machine.read_cpuinfo(CPUINFO) == (
-        "Some CPU @ 2 GHz",
-        frozenset({"fpu", "avx2", "amx_tile"}),
-    )
-    assert machine.read_cpuinfo("Features : asimd sve\n")[1] == {"asimd", "sve"}
-    assert machine.read_cpuinfo("") == ("", frozenset())
-
-
 def test_this_machine_is_described() -> None:
     here = machine.describe()
     assert here.cores >= 1
     assert here.memory_bytes > 2**28
     assert here.cpu
-    assert set(here.flags) <= set(machine.RELEVANT_FLAGS)
+    assert set(here.flags) <= set(RELEVANT_FLAGS)
 
 
 def test_a_busy_machine_is_warned_about() -> None:
