@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kvasir.bench import machine, report
+from kvasir.bench import report
 from kvasir.bench.options import CHOICES, Options
 from kvasir.bench.workload import FULL, QUICK, find_text
 from kvasir.core.config import load as load_config

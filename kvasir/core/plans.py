@@ -94,7 +94,7 @@ class StepPlan:
     copies: tuple[Copy, ...] = ()
     leaves: tuple[int, ...] = ()  # sequences to forget
     predicted_s: float = 0.0
-    patience_s: float = math.inf  # a step that would keep a newcomer waiting longer is given up
+    patience_s: float = math.inf  # what is left of a step may keep somebody who comes waiting
 
     @property
     def empty(self) -> bool:
@@ -136,4 +136,4 @@ class StepResult:
     sampled: tuple[Sampled, ...] = ()
     prompt_scores: tuple[PromptScores, ...] = ()
     faults: tuple[Fault, ...] = ()
-    given_up: bool = False  # leaves, joins and copies were carried out, the works were not
+    given_up: bool = False  # leaves, joins and copies were carried out; of the works only faults

@@ -16,7 +16,7 @@ from kvasir.core.plans import StepPlan, StepResult
 from kvasir.core.requests import Request
 
 Deliver = Callable[[Event], None]
-Interrupted = Callable[[], bool]  # whether somebody has come since the step began
+Interrupted = Callable[[], bool]  # whether a request or an abort has come since the step began
 
 
 def never() -> bool:

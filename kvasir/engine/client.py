@@ -1,7 +1,7 @@
 """The engine on a thread of its own, behind ``core.ports.Engine``.
 
 The inbox is the only thing that other threads touch. While there is nothing to compute the thread
-sleeps on it. Events go to each request's ``deliver`` on the engine's thread, in order.
+rests, then sleeps on it. Events go to each request's ``deliver`` on the engine's thread, in order.
 """
 
 from __future__ import annotations

@@ -111,11 +111,11 @@ class TorchRunner:
                 try:
                     hidden = self._forward(shares, tokens, watch)
                 except _GivenUp:
-                    return StepResult(elapsed_s=self._clock() - began_s, given_up=True)
+                    spent_s = self._clock() - began_s
+                    return StepResult(elapsed_s=spent_s, faults=tuple(faults), given_up=True)
                 scores = self._score(shares, hidden, faults)
                 sampled = self._sample(shares, hidden, faults)
-        if self._pool.device.type == "cuda":
-            torch.cuda.synchronize(self._pool.device)  # or the time would be that of queueing
+        self._settle()
         broken = {fault.seq for fault in faults}
         return StepResult(
             elapsed_s=self._clock() - began_s,
@@ -207,11 +207,17 @@ class TorchRunner:
 
         def watch(done: int) -> None:
             if interrupted():
+                self._settle()
                 left_s = (self._clock() - began_s) / done * (n_layers - done)
                 if left_s > plan.patience_s:
                     raise _GivenUp
 
         return watch
+
+    def _settle(self) -> None:
+        """Wait for the device, or times would be those of queueing."""
+        if self._pool.device.type == "cuda":
+            torch.cuda.synchronize(self._pool.device)
 
     def _forward(
         self,

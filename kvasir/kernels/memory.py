@@ -62,6 +62,9 @@ def _advise(tensor: Tensor, advice: int) -> bool:
     """madvise(2) on the whole pages of ``tensor``; lets other threads run meanwhile."""
     start = -(-tensor.data_ptr() // _PAGE_BYTES) * _PAGE_BYTES
     end = (tensor.data_ptr() + tensor.nbytes) // _PAGE_BYTES * _PAGE_BYTES
-    madvise = ctypes.CDLL(None).madvise
+    try:
+        madvise = ctypes.CDLL(None).madvise
+    except (OSError, AttributeError):
+        return False
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return start >= end or madvise(start, end - start, advice) == 0
+    return start >= end or bool(madvise(start, end - start, advice) == 0)

@@ -71,7 +71,7 @@ class CpuPlan:
         return out
 
     def _windowed(self, span: Span) -> bool:
-        """Whether some rows of ``span`` do not see all that others see."""
+        """Whether the window hides something from rows of ``span``."""
         return self.window is not None and span.n > 1 and span.end > self.window
 
     def _attend_alone(self, span: Span, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -107,9 +107,10 @@ def attend_chunk(span: Span, query: Tensor, keys: Tensor, values: Tensor) -> Ten
     """Every row of ``span`` sees all that came before the chunk, and the chunk up to itself."""
     table = span.table
     own = (read(keys, table, span.start, span.end), read(values, table, span.start, span.end))
-    parts = [_flash(query, *own, causal=True)]
-    parts += [_flash(query, k, v) for k, v in _stretches(span, 0, span.start, keys, values)]
-    return _merge(parts)
+    out, lse = _flash(query, *own, causal=True)
+    for k, v in _stretches(span, 0, span.start, keys, values):
+        out, lse = _merge(out, lse, *_flash(query, k, v))
+    return out
 
 
 def attend_single(span: Span, low: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -150,15 +151,11 @@ def _stretches(
     return [(keys[slot : slot + n], values[slot : slot + n]) for slot, n in pieces]
 
 
-def _merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Attention over several stretches of keys from that over each: outputs [n, Hq, d] and
+def _merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over two stretches of keys from that over each: outputs [n, Hq, d] and
     log-sum-exps [n, Hq]."""
-    out, lse = parts[0]
-    for other, other_lse in parts[1:]:
-        share = torch.sigmoid(other_lse - lse)[..., None].to(out.dtype)
-        out = torch.lerp(out, other, share)
-        lse = torch.logaddexp(lse, other_lse)
-    return out
+    share = torch.sigmoid(other_lse - lse)[..., None].to(out.dtype)
+    return torch.lerp(out, other, share), torch.logaddexp(lse, other_lse)
 
 
 def _attend_windowed(

@@ -32,7 +32,7 @@ class RmsNorm:
         norm: Tensor = torch.linalg.vector_norm(wide, 2, -1, keepdim=True)
         scale = (norm * norm).mul_(1.0 / x.shape[-1]).add_(self.eps).rsqrt_()
         # In place where that is a copy already: a fresh tensor costs more than the arithmetic.
-        scaled = wide * scale if wide is x else wide.mul_(scale)
+        scaled = wide * scale if x.dtype == torch.float32 else wide.mul_(scale)
         return scaled.mul_(self.weight).to(x.dtype)
 
 

@@ -8,7 +8,7 @@ from kvasir.core.config import Config
 
 MAX_STEP_TOKENS = 4096  # read in one step; the memory that a step takes is reckoned with it
 _PATIENCE, _LONG_STRETCH = 2.0, 20.0  # step budgets
-_NOTICED_AFTER = 0.7  # step budgets that one layer of a long step may take
+_LAYER_BUDGETS = 0.7  # that one layer of a long step may take
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,5 +36,5 @@ class Limits:
             max_waiting=config.max_waiting,
             max_waiting_tokens=config.max_waiting_tokens,
             step_budget_s=config.step_budget_ms / 1000,
-            long_stretch=max(_PATIENCE, min(_LONG_STRETCH, _NOTICED_AFTER * n_layers)),
+            long_stretch=max(_PATIENCE, min(_LONG_STRETCH, _LAYER_BUDGETS * n_layers)),
         )

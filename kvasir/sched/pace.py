@@ -9,6 +9,8 @@ has been computed, so that at most 4 % of the time go for nothing, whatever come
 
 from __future__ import annotations
 
+import math
+
 from kvasir.core.costs import StepCosts, StepShape
 from kvasir.sched.limits import Limits
 from kvasir.sched.sequence import Sequence
@@ -26,10 +28,10 @@ class Pace:
         self._longest_s = limits.long_stretch * limits.step_budget_s
         self._owed_s = 0.0
 
-    @property
-    def patience_s(self) -> float:
-        """How long a newcomer may be kept waiting by a step."""
-        return self._patience_s
+    def patience_s(self, budget_s: float) -> float:
+        """How long somebody who comes may be kept waiting by the rest of a step of ``budget_s``.
+        A step that was not made longer is never given up: it could not be shorter next time."""
+        return self._patience_s if budget_s > self._patience_s else math.inf
 
     def budget_s(self, reading: list[Sequence], costs: StepCosts, *, watched: bool) -> float:
         """Seconds for a step in which ``reading`` are read; ``watched`` where answers are running

@@ -144,7 +144,9 @@ class Scheduler:
             shape = shape.with_work(1, sequence.computed)
         spent_s = self.costs.step_s(shape)
         reading = [s for s in self._running.values() if s.behind > 1]
-        watched = bool(decoding) or len(self._waiting) > 0
+        # Prompt scores are computed after the last layer, where a step can no longer be given up.
+        scored = any(s.scored for s in reading)
+        watched = bool(decoding) or len(self._waiting) > 0 or scored
         budget_s = self._pace.budget_s(reading, self.costs, watched=watched)
         left_s = max(budget_s - spent_s, budget_s * self.limits.reading_share)
         works = [(s, 1) for s in decoding]
@@ -160,18 +162,12 @@ class Scheduler:
             copies=tuple(copy for seq, copy in copies.items() if seq in self._running),
             works=tuple(self._work(s, n) for s, n in works),
             predicted_s=self.costs.step_s(shape),
-            patience_s=self._pace.patience_s,
+            patience_s=self._pace.patience_s(budget_s),
         )
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Event]:
         """Take note of what ``plan`` has computed; says what happened to whom."""
         self._observe(plan, result)
-        if result.given_up:
-            for work in plan.works:
-                sequence = self._running.get(work.seq)
-                if sequence is not None and sequence.lease is not None:
-                    self.cache.copied(sequence.lease)
-            return self._flush()
         sampled = {s.seq: s for s in result.sampled}
         faults = {f.seq: f.message for f in result.faults}
         for scores in result.prompt_scores:
@@ -184,6 +180,8 @@ class Scheduler:
                 continue  # ended since the plan was made
             if work.seq in faults:
                 self._end(sequence, FinishReason.FAILED, message=faults[work.seq])
+            elif result.given_up:
+                self._copied(sequence)
             else:
                 self._advance(sequence, work, sampled.get(work.seq))
         return self._flush()
@@ -339,8 +337,8 @@ class Scheduler:
         if sequence.behind > 1:
             sequence.served_s += self.costs.prefill_s(len(work.tokens), work.start)
         sequence.computed += len(work.tokens)
+        self._copied(sequence)
         if sequence.lease is not None:
-            self.cache.copied(sequence.lease)
             self.cache.seal(sequence.lease, sequence.tokens, sequence.computed)
         if reading:
             self._report_progress(sequence)
@@ -348,6 +346,10 @@ class Scheduler:
             self._append(sequence, sampled)
         elif sequence.behind == 0:  # the prompt was only to be read
             self._end(sequence, FinishReason.LENGTH)
+
+    def _copied(self, sequence: Sequence) -> None:
+        if sequence.lease is not None:
+            self.cache.copied(sequence.lease)
 
     def _append(self, sequence: Sequence, sampled: Sampled) -> None:
         token = sampled.score.token

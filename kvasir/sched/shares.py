@@ -22,11 +22,10 @@ _STRETCH = 1.2  # a chunk may grow by this much where that saves a whole further
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """``n_tokens`` of ``sequence`` in this step, at a predicted cost."""
+    """``n_tokens`` of ``sequence`` in this step."""
 
     sequence: Sequence
     n_tokens: int
-    cost_s: float
 
 
 def level(newcomer: Sequence, others: Iterable[Sequence]) -> None:
@@ -39,9 +38,8 @@ def level(newcomer: Sequence, others: Iterable[Sequence]) -> None:
 def first_through_s(sequences: list[Sequence], costs: StepCosts) -> float:
     """Predicted seconds until the first of ``sequences`` has been read, if ``divide`` shares the
     time among them."""
-    levels = [s.served_s + costs.prefill_s(s.behind, s.computed) for s in sequences]
-    lowest = min(levels, default=0.0)
-    return sum(max(0.0, lowest - s.served_s) for s in sequences)
+    shortest_s = min((costs.prefill_s(s.behind, s.computed) for s in sequences), default=0.0)
+    return shortest_s * len(sequences)
 
 
 def divide(
@@ -62,7 +60,7 @@ def divide(
         cost_s = costs.prefill_s(n_tokens, sequence.computed)
         if shares and cost_s > left_s * _STRETCH:
             break
-        shares.append(Share(sequence, n_tokens, cost_s))
+        shares.append(Share(sequence, n_tokens))
         left_s -= cost_s
         most_tokens -= n_tokens
         if left_s <= 0 or most_tokens <= 0:

@@ -17,20 +17,20 @@ _AHEAD_BYTES = 512 * 2**20
 
 
 class ReadyAhead:
-    """Keeps up to 512 MiB of ``planes`` beyond the slots in use ready to be written."""
+    """Keeps up to 512 MiB of ``planes`` beyond the highest slot ever used ready to be written."""
 
     def __init__(self, planes: Sequence[Tensor]) -> None:
         """``planes`` [n_slots, ...] each, contiguous and of one size."""
         self._planes = planes
         self._n_slots = len(planes[0])
-        plane_bytes = planes[0].nbytes // max(1, self._n_slots)
-        self._stride = max(1, LARGE_PAGE_BYTES // plane_bytes)  # slots
-        self._ahead = _AHEAD_BYTES // (plane_bytes * len(planes))
+        slot_bytes = planes[0].nbytes // max(1, self._n_slots)
+        self._stride = max(1, LARGE_PAGE_BYTES // slot_bytes)  # slots
+        self._ahead = _AHEAD_BYTES // (slot_bytes * len(planes))
         self._used = 0  # slots
         self._next = 0  # part: a stride of one plane; the planes take turns
 
     def used(self, end: int) -> None:
-        """The slots before ``end`` are in use."""
+        """The slots before ``end`` are, or have been, in use."""
         self._used = max(self._used, end)
 
     def make_more(self) -> bool:

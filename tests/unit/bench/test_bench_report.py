@@ -142,6 +142,7 @@ def test_numbers_have_three_digits(value: float, text: str) -> None:
 
 # --- the machine ----------------------------------------------------------------------------------
 
+
 def test_this_machine_is_described() -> None:
     here = machine.describe()
     assert here.cores >= 1

@@ -186,6 +186,56 @@ def test_what_was_submitted_counts_as_waiting_before_the_engine_has_looked() -> 
     engine.stop()
 
 
+class RestingRunner(VirtualRunner):
+    """Never runs out of something to do while idle."""
+
+    rested = 0
+
+    def rest(self) -> bool:
+        self.rested += 1
+        time.sleep(0.001)
+        return True
+
+
+def test_an_engine_that_rests_answers_at_once_and_ends_when_asked_to() -> None:
+    runner = RestingRunner()
+    clock = SystemClock()
+    sched = Scheduler(KvCache(geometry(400), "virtual"), Limits(window=1000), clock)
+    engine = EngineClient(Engine(sched, runner, clock), clock).start()
+    while runner.rested < 5:
+        time.sleep(0.001)
+    heard = Heard()
+    engine.submit(request("a", [1, 2, 3]), heard)
+    assert heard.ended.wait(20)
+    before = runner.rested
+    while runner.rested < before + 5:
+        time.sleep(0.001)
+    engine.stop()
+    assert not engine.status().alive
+
+
+def test_a_long_step_is_given_up_for_who_comes_meanwhile() -> None:
+    reading = threading.Event()
+
+    def wait(seconds: float) -> None:
+        reading.set()
+        time.sleep(seconds)
+
+    clock = SystemClock()
+    runner = VirtualRunner(wait=wait)
+    sched = Scheduler(KvCache(geometry(20_000), "virtual"), Limits(window=80_000), clock)
+    engine = EngineClient(Engine(sched, runner, clock), clock).start()
+    long, short = Heard(), Heard()
+    engine.submit(request("long", list(range(4000))), long)  # a step of more than a second
+    assert reading.wait(20)
+    engine.submit(request("short", [1, 2, 3]), short)
+    assert short.ended.wait(20)
+    assert engine.status().steps_given_up == 1
+    engine.abort("long")
+    assert long.ended.wait(20)
+    engine.stop()
+
+
 def test_an_id_in_use_is_refused_and_free_again_afterwards() -> None:
     engine = client()
     one = Heard()

@@ -56,11 +56,12 @@ def test_a_step_holds_no_more_tokens_than_its_memory_was_reckoned_for() -> None:
     learn(made)
     for length in (5000, 700, 300):
         made.submit(text(random.Random(length), length), max_tokens=1)
-    computed = [0]
-    while not made.engine.idle or len(computed) == 1:
+    computed = [made.engine.status().computed_tokens]
+    while len(computed) == 1 or not made.engine.idle:
         made.step()
         computed.append(made.engine.status().computed_tokens)
-    assert max(b - a for a, b in itertools.pairwise(computed[1:])) <= 1000
+    assert computed[-1] - computed[0] == 6000
+    assert max(b - a for a, b in itertools.pairwise(computed)) <= 1000
 
 
 def test_answers_keep_streaming_while_a_long_prompt_is_read() -> None:
@@ -115,16 +116,37 @@ def step_until(made: VirtualEngine, at_s: float) -> float:
 def test_a_short_prompt_does_not_wait_for_the_end_of_a_long_step(into_s: float) -> None:
     made = engine()
     learn(made)
-    long = made.submit(text(random.Random(5), 8000), max_tokens=1)
+    long = made.submit(text(random.Random(5), 24_000), max_tokens=1)
     made.step()
     at_s = made.clock.now_s() + into_s
     step_until(made, at_s)
+    assert not made.engine.idle
     short = made.submit(range(50), max_tokens=1)
     made.run()
     first_s = made.answer(short).first_token_s
     assert first_s is not None
     assert first_s - at_s <= 4 * BUDGET_S
     assert made.answer(long).finished is not None
+
+
+def test_a_step_that_is_long_because_it_cannot_be_shorter_is_not_given_up() -> None:
+    """Somebody comes in every step: answers still advance, and a wrong cost model still learns."""
+    slow = StepCosts((0.5, *MACHINE.coefficients[1:]))
+    made = engine(costs=slow)
+    answers = [made.submit([i, 1, 2], max_tokens=5) for i in range(3)]
+    for _ in range(12):
+        made.step(lambda: True)
+    assert all(made.answer(name).finished is not None for name in answers)
+
+    _, b, *others = MACHINE.coefficients
+    much_slower = StepCosts((5e-3, 50 * b, *others))  # type: ignore[arg-type]
+    made = engine(costs=much_slower)
+    name = made.submit(list(range(1000)), max_tokens=1)
+    for _ in range(400):
+        made.step(lambda: True)
+        if made.engine.idle:
+            break
+    assert made.answer(name).finished is not None
 
 
 def test_giving_long_steps_up_costs_at_most_one_twenty_fifth_of_the_time() -> None:

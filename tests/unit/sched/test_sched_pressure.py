@@ -37,6 +37,30 @@ def test_answers_that_outgrow_the_pool_are_preempted_and_resumed_with_the_same_t
     assert preempted == made.sched.counts["preemptions"]
 
 
+def test_steps_given_up_at_random_change_no_answer() -> None:
+    """With copies of tails, preemption and aborts, in a pool that is too small for all."""
+    rng = random.Random(6)
+    slow = StepCosts((5e-3, 0.1, 0.0, 1e-3, 0.0))
+    made = VirtualEngine(n_blocks=60, block_tokens=4, answer_room_tokens=0, costs=slow)
+    base = text(rng, 80)
+    names = []
+    for _ in range(2000):
+        if rng.random() < 0.1:
+            prompt = base[: rng.randrange(1, 81)] + text(rng, rng.randrange(9))
+            names += [
+                made.submit(prompt + text(rng, 2), max_tokens=rng.randrange(30))
+                for _ in range(rng.choice([1, 1, 4]))
+            ]
+        if names and rng.random() < 0.02:
+            made.abort(rng.choice(names))
+        made.sched._pace._owed_s = 0.0  # give up as often as can be
+        made.step(lambda: rng.random() < 0.02)
+    made.run()
+    assert made.engine.status().steps_given_up > 5
+    assert made.sched.counts["preemptions"] > 0
+    assert all(made.right(name) for name in names)
+
+
 def test_what_can_never_fit_is_refused_at_once_with_the_numbers() -> None:
     made = VirtualEngine(n_blocks=10, block_tokens=4, window=1000)
     name = made.submit(list(range(38)), max_tokens=3)
