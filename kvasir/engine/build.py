@@ -6,8 +6,10 @@ before the first weight was read.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -77,8 +79,10 @@ def _engine(config: Config, plan: Survey) -> EngineClient:
     # find the machine overbooked, sleep at every barrier and take twice as long for a token.
     torch.set_num_threads(1)
     files, device, dtype = plan.files, plan.device, plan.dtype
-    decoder = Decoder(files.spec, lambda name: files.tensor(name, dtype, device), dtype, device)
-    runner = TorchRunner(decoder, DevicePool(plan.geometry, device), plan.attention.plan)
+    pool = DevicePool(plan.geometry, device)
+    with _made_ready(pool):
+        decoder = Decoder(files.spec, lambda name: files.tensor(name, dtype, device), dtype, device)
+    runner = TorchRunner(decoder, pool, plan.attention.plan)
     clock = SystemClock()
     cache = KvCache(plan.geometry, plan.card.numerics_id)
     limits = Limits.of(config, plan.card.window, plan.geometry.n_layers)
@@ -89,6 +93,24 @@ def _engine(config: Config, plan: Survey) -> EngineClient:
         _warm_up(runner, plan.geometry, plan.card.window)
 
     return EngineClient(Engine(sched, runner, clock), clock, prepare=prepare)
+
+
+@contextlib.contextmanager
+def _made_ready(pool: DevicePool) -> Iterator[None]:
+    """Have memory of ``pool`` made ready meanwhile: loading weights leaves a core idle."""
+    enough = threading.Event()
+
+    def make_ready() -> None:
+        while not enough.is_set() and pool.make_ready():
+            pass
+
+    thread = threading.Thread(target=make_ready, name="kvasir-ready", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()
 
 
 def _warm_up(runner: TorchRunner, geometry: KvGeometry, window: int) -> None:
