@@ -77,7 +77,7 @@ def test_a_stream_that_speaks_has_no_comments(http: httpx2.Client) -> None:
 
 
 def test_progress_that_nobody_asked_for_does_not_put_off_the_comments() -> None:
-    with world(limits=QUICK, step_budget_s=0.001) as own, own.http() as http:
+    with world(limits=QUICK, step_budget_s=0.001, long_stretch=1.0) as own, own.http() as http:
         own.runner.pace_s = 0.05
         with http.stream("POST", URL, json=body()) as response:  # a token or so per step
             lines = list(response.iter_lines())
