@@ -97,7 +97,7 @@ def _engine(config: Config, plan: Survey) -> EngineClient:
 
 @contextlib.contextmanager
 def _made_ready(pool: DevicePool) -> Iterator[None]:
-    """Have memory of ``pool`` made ready meanwhile: loading weights leaves a core idle."""
+    """Have memory of ``pool`` made ready meanwhile, for the first prompt (ADR 4 has the price)."""
     enough = threading.Event()
 
     def make_ready() -> None:
