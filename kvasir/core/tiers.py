@@ -1,0 +1,41 @@
+"""The places where KV can be, from the fastest to the most lasting, and what is known of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Tier(StrEnum):
+    """Where a block's bytes are."""
+
+    DEVICE = "device"  # the pool that attention reads
+    HOST = "host"  # memory beside a device that has its own
+    DISK = "disk"
+
+    @property
+    def public_name(self) -> str:
+        """What users are told: memory or disk."""
+        return "disk" if self is Tier.DISK else "memory"
+
+
+STORED_TIERS = (Tier.HOST, Tier.DISK)  # the faster first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierStatus:
+    """A snapshot of one stored tier. What is counted only grows."""
+
+    tier: Tier
+    cap_bytes: int
+    used_bytes: int
+    records: int
+    tokens: int
+    saved_bytes: int = 0
+    loaded_bytes: int = 0
+    evicted_records: int = 0
+    damaged_records: int = 0
+    unsaved_blocks: int = 0  # that were not saved, for want of room or time
+    read_bytes_per_s: float = 0.0  # as measured
+    write_bytes_per_s: float = 0.0
+    failure: str = ""  # why nothing is written any more
