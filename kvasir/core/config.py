@@ -46,6 +46,9 @@ class Config:
         default_factory=lambda: NO_KEYS
     )  # SHA-256 hex of a key -> tenant
     kv_gib: float = 0.0  # KV pool; 0 = derived from the machine
+    host_gib: float = -1.0  # KV kept in memory beside a device with its own; 0 = none, -1 = derived
+    disk_gib: float = -1.0  # KV kept on disk; 0 = none, -1 = derived from what is free
+    audit_one_in: int = 1000  # of the restored blocks, one in so many is computed again; 0 = none
     block_tokens: int = 64
     max_window: int = 0  # tokens; 0 = the model's own window
     max_running: int = 64  # sequences computed concurrently
@@ -167,6 +170,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "threads": (0, 1024),
     "port": (0, 65_535),
     "kv_gib": (0, 65_536),
+    "host_gib": (-1, 65_536),
+    "disk_gib": (-1, 1_048_576),
+    "audit_one_in": (0, 2**31 - 1),
     "block_tokens": (1, 1024),
     "max_window": (0, 16_777_216),
     "max_running": (1, 4096),

@@ -7,8 +7,14 @@ A request's life on the wire: ``Started`` once per choice, ``Progress`` while it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
+
+from kvasir.core.tiers import Tier
+
+NOTHING_REUSED: Mapping[Tier, int] = MappingProxyType({})
 
 
 class FinishReason(StrEnum):
@@ -23,9 +29,15 @@ class FinishReason(StrEnum):
 class Miss(StrEnum):
     """Why nothing, or not more, of a prompt was reused."""
 
-    FIRST_SEEN = "first_seen"  # this namespace has no KV at all yet
+    FIRST_SEEN = "first_seen"  # nothing at all is kept in this namespace yet
     DIFFERENT_TEXT = "different_text"  # the prompt differs from all that is kept
     EVICTED = "evicted"  # it was kept once and had to give way
+    DAMAGED = "damaged"  # it was kept, and what was kept did not verify
+    WEIGHTS_CHANGED = "weights_changed"  # it is kept, and was computed with other weights
+    NUMERICS_CHANGED = "numerics_changed"  # … with another dtype, RoPE or attention policy
+    ADAPTER_CHANGED = "adapter_changed"  # … with another adapter
+    TOKENIZER_CHANGED = "tokenizer_changed"  # … with another tokenizer
+    LAYOUT_CHANGED = "layout_changed"  # … in another layout, as with other block_tokens
     TOO_SHORT = "too_short"  # a prompt of one token has nothing to reuse: its logits are needed
     PROMPT_LOGPROBS = "prompt_logprobs"  # logits of reused positions are not kept
 
@@ -50,13 +62,16 @@ class TokenScore:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """What one choice cost. ``reused + computed`` of the prompt is always ``prompt_tokens``,
-    for choices after the first as well: they reuse what the first has read."""
+    for choices after the first as well: they reuse what the first has read. ``reused_by_tier`` adds
+    up to ``reused_tokens``: whoever is the first to use what was loaded from a tier is told so."""
 
     prompt_tokens: int
     reused_tokens: int
     completion_tokens: int = 0
+    reused_by_tier: Mapping[Tier, int] = field(default_factory=lambda: NOTHING_REUSED)
     miss: Miss | None = None  # set only where reused_tokens is 0
     differs_at: int | None = None  # index of the first prompt token that was not found
+    kept_token: int | None = None  # what the closest of the kept texts has at that place
     queued_s: float = 0.0
     read_s: float = 0.0  # from admission to the first token, or to the end of the prompt
     generate_s: float = 0.0

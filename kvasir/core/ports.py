@@ -7,13 +7,14 @@ port imports the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from kvasir.core.events import Event
 from kvasir.core.plans import StepPlan, StepResult
 from kvasir.core.requests import Request
+from kvasir.core.tiers import KeptRecord, Tier, TierStatus
 
 Deliver = Callable[[Event], None]
 Interrupted = Callable[[], bool]  # whether a request or an abort has come since the step began
@@ -63,6 +64,11 @@ class EngineStatus:
     preemptions: int = 0
     steps_given_up: int = 0  # long ones, for somebody who came meanwhile
     evicted_blocks: int = 0
+    reused_by_tier: dict[Tier, int] = field(default_factory=dict)  # tokens, all tiers
+    restored_blocks: int = 0  # that came back from a stored tier
+    audited_blocks: int = 0  # of them, those that were computed again and compared
+    audit_failures: int = 0  # that were not as they should be: an alarm
+    tiers: tuple[TierStatus, ...] = ()  # the stored ones
     finished: dict[str, int] = field(default_factory=dict)  # by FinishReason
     refused: dict[str, int] = field(default_factory=dict)  # by RefusalKind
     cost_coefficients: tuple[float, ...] = ()  # a, b, c, d, e of core.costs
@@ -83,4 +89,19 @@ class Engine(Protocol):
 
     def status(self) -> EngineStatus:
         """How the engine is doing."""
+        ...
+
+    def kept(self) -> Sequence[KeptRecord]:
+        """All records of the stored tiers. May take as long as a step."""
+        ...
+
+    def clear(self, tier: Tier | None, namespace_tag: bytes | None) -> int:
+        """Forget what is stored in ``tier`` (None: in all) for the namespace with that tag (None:
+        for all), and, where no tier is named, what of it is in the pool and not in use; how many
+        records that were. May take as long as a step."""
+        ...
+
+    def verify(self) -> Sequence[KeptRecord]:
+        """Read every record again; those that did not verify, which are gone. Takes as long as
+        reading all of it takes."""
         ...

@@ -39,3 +39,19 @@ class TierStatus:
     read_bytes_per_s: float = 0.0  # as measured
     write_bytes_per_s: float = 0.0
     failure: str = ""  # why nothing is written any more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptRecord:
+    """One record of a stored tier, as the owner of the home sees it."""
+
+    tier: Tier
+    name: str
+    namespace_tag: bytes
+    tokens: int
+    start: int  # position of the first token; -1 where an old record does not say
+    n_bytes: int
+    used_s: float  # Unix time of the last use
+    compute_s: float  # predicted seconds in which it could be computed again; 0 if unknown
+    format_version: int
+    differs_in: tuple[str, ...]  # parts of the realm that are others than now: it is not used

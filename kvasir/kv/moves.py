@@ -49,7 +49,8 @@ class Extent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Read blocks ``first`` … ``first + len(blocks) - 1`` of a record into ``blocks``."""
+    """Read blocks ``first`` … ``first + len(blocks) - 1`` of a record into ``blocks``; where there
+    are none, read and verify the whole record and keep nothing of it."""
 
     id: int
     tier: Tier
