@@ -47,5 +47,10 @@ def differences(a: bytes, b: bytes) -> tuple[str, ...]:
     return tuple(found)
 
 
+def namespace_tag(namespace: bytes) -> bytes:
+    """The 16 bytes by which stored KV says whose it is; the namespace is a secret and not in it."""
+    return hashlib.sha256(b"kvasir namespace tag" + namespace).digest()[:PART_BYTES]
+
+
 def _digest(part: str) -> bytes:
     return hashlib.sha256(part.encode()).digest()[:PART_BYTES]
