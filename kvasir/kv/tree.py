@@ -13,6 +13,8 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
+from kvasir.core.tiers import Tier
+
 _CANDIDATES = 32  # children compared for a partial match; more would cost more than it finds
 _REMEMBERED = 65_536  # evicted keys kept to say "evicted" rather than "never seen"
 
@@ -20,7 +22,7 @@ _REMEMBERED = 65_536  # evicted keys kept to say "evicted" rather than "never se
 class Node:
     """One block in the tree, or the root of a namespace (``block`` -1, no tokens)."""
 
-    __slots__ = ("block", "children", "key", "parent", "pins", "tail", "tokens", "used")
+    __slots__ = ("block", "children", "key", "parent", "pins", "restored", "tail", "tokens", "used")
 
     def __init__(
         self, key: bytes, parent: Node | None, tokens: tuple[int, ...], block: int, *, tail: bool
@@ -31,6 +33,7 @@ class Node:
         self.block = block
         self.tail = tail
         self.pins = 0
+        self.restored: Tier | None = None  # whence it came back, until it is first used
         self.used = 0  # the tree's tick at the last pin or release
         self.children: dict[int, list[Node]] = {}  # first token -> nodes that begin with it
 
