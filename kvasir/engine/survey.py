@@ -118,13 +118,8 @@ def _card(
         vocab_size=files.spec.vocab_size,
         dtype=dtype.name,
         parameter_bytes=files.parameter_bytes(dtype.dtype),
-        numerics_id=numerics_id(
-            files.spec,
-            fingerprint(files.identity_files(), cache),
-            dtype=dtype.name,
-            kv_dtype=geometry.dtype,
-            attention="exact",
-        ),
+        numerics_id=f"{fingerprint(files.identity_files(), cache)}-"
+        + numerics_id(files.spec, dtype=dtype.name, kv_dtype=geometry.dtype, attention="exact"),
         demonstration=is_demonstration(config.model),
     )
 

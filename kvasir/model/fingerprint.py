@@ -1,4 +1,5 @@
-"""Which model this is, by content: SHA-256 of its files, and the id of how its KV comes about.
+"""Which model this is, by content: the digest of its files, and the ids of how its KV comes about
+and of what turns text into its tokens.
 
 Invariant: a remembered digest is used only while inode, size, modification and change time of the
 file are those it was computed at. Torch-free.
@@ -10,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from kvasir.core.errors import ModelError, ModelNotFound
@@ -23,6 +24,9 @@ Report = Callable[[str], None]
 CHUNK_BYTES = 2**20
 REMEMBERED = "digests.json"  # in the cache folder
 MAX_REMEMBERED = 1000
+TOKENIZER_FILES = ("tokenizer.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_CONFIG = "tokenizer_config.json"
+MODEL_CONFIG = "config.json"
 TELL_FROM_BYTES = 2**30  # hashing less than this takes no time worth a line
 
 
@@ -61,23 +65,58 @@ def file_digest(path: Path, cache: Path | None, report: Report | None = None) ->
     return digest
 
 
-def numerics_id(
-    spec: ModelSpec, model_fingerprint: str, *, dtype: str, kv_dtype: str, attention: str
-) -> str:
-    """The id of how KV values come about: part of every KV key.
+def numerics_id(spec: ModelSpec, *, dtype: str, kv_dtype: str, attention: str) -> str:
+    """The id of how KV values come about, given the weights: part of every KV key.
 
-    Two engines with the same id compute the same KV for the same tokens, and one that differs in
-    weights, RoPE, dtype, KV dtype or attention policy has another id.
+    Two engines with the same weights and the same id compute the same KV for the same tokens, and
+    one that differs in shape, RoPE, dtype, KV dtype or attention policy has another id. The weights
+    have a digest of their own, ``fingerprint``, so that a miss can say which of both is another.
     """
     parts = {
         "spec": dataclasses.asdict(spec),
-        "model": model_fingerprint,
         "dtype": dtype,
         "kv_dtype": kv_dtype,
         "attention": attention,
     }
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
-    return "n1-" + hashlib.sha256(text.encode()).hexdigest()
+    return "n2-" + hashlib.sha256(_canonical(parts)).hexdigest()
+
+
+def tokenizer_id(path: Path, metadata: Mapping[str, object], cache: Path | None = None) -> str:
+    """The id of what turns text into token ids, for the model at ``path``: a folder, or a GGUF file
+    with ``metadata``.
+
+    Chat templates are left out: they write the text, which shows in the ids by itself. Digests are
+    remembered in ``cache`` as ``fingerprint`` says. Raises ``ModelNotFound`` where a file cannot be
+    read and ``CorruptWeights`` where one is not what it should be.
+    """
+    parts = _tokenizer_of_folder(path, cache) if path.is_dir() else _tokenizer_of_gguf(metadata)
+    return "t1-" + hashlib.sha256(_canonical(parts)).hexdigest()
+
+
+def _tokenizer_of_folder(folder: Path, cache: Path | None) -> dict[str, object]:
+    parts: dict[str, object] = {}
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            parts[name] = file_digest(folder / name, cache)
+    if (folder / TOKENIZER_CONFIG).is_file():
+        named = read_json_object(folder / TOKENIZER_CONFIG)
+        parts[TOKENIZER_CONFIG] = {k: v for k, v in named.items() if k != "chat_template"}
+    if (folder / MODEL_CONFIG).is_file():  # names the beginning of a text where nothing else does
+        parts[MODEL_CONFIG] = read_json_object(folder / MODEL_CONFIG).get("bos_token_id")
+    return parts
+
+
+def _tokenizer_of_gguf(metadata: Mapping[str, object]) -> dict[str, object]:
+    return {
+        key: value
+        for key, value in metadata.items()
+        if key.startswith("tokenizer.") and not key.startswith("tokenizer.chat_template")
+    }
+
+
+def _canonical(parts: Mapping[str, object]) -> bytes:
+    """``parts`` as bytes that do not depend on the order in which they were found."""
+    return json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _state(path: Path) -> list[int]:
