@@ -10,7 +10,17 @@ from typing import Any
 from fastapi import FastAPI
 
 from kvasir.core.config import Config
-from kvasir.service import chat, completions, errors, health, models, openapi, pages, tokens
+from kvasir.service import (
+    cache,
+    chat,
+    completions,
+    errors,
+    health,
+    models,
+    openapi,
+    pages,
+    tokens,
+)
 from kvasir.service.desk import Desk
 from kvasir.service.door import Door
 from kvasir.service.identity import Identity
@@ -28,6 +38,7 @@ def create_app(served: Served, config: Config, *, limits: Limits = DEFAULT_LIMIT
     running streams finish within the grace or end with an error event.
     """
     workers = Workers()
+    identity = Identity(config.keys, served.secret)
     metrics = Metrics(served.engine)
     desk = Desk(
         served=served,
@@ -55,12 +66,13 @@ def create_app(served: Served, config: Config, *, limits: Limits = DEFAULT_LIMIT
     errors.install(app)
     for module in (chat, completions, models, tokens, health):
         app.include_router(module.routes(desk))
+    app.include_router(cache.routes(desk, identity))
     app.include_router(pages.routes(desk, app))
 
     def document() -> dict[str, Any]:
         return openapi.document(app)
 
     app.openapi = document  # type: ignore[method-assign]
-    app.add_middleware(Door, config=config, identity=Identity(config.keys, served.secret))
+    app.add_middleware(Door, config=config, identity=identity)
     app.add_middleware(RequestCounter, metrics=metrics)  # added last, so it sees refusals too
     return app

@@ -142,6 +142,7 @@ class Answers:
         *,
         prompt_param: str,
     ) -> None:
+        self.tokenizer = tokenizer
         self.requests = tuple(requests)
         self.n = requests[0].n
         self.choices = [

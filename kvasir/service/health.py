@@ -36,6 +36,7 @@ def routes(desk: Desk) -> APIRouter:
             last_step_age_s=round(status.last_step_age_s, 3),
             running=status.running,
             waiting=status.waiting,
+            degraded=[tier.tier.value for tier in status.tiers if tier.failure],
         )
         return Response(
             reply.wire(),

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from kvasir.core.config import Config
 from kvasir.core.errors import ConfigError
+from kvasir.core.realm import namespace_tag
 from kvasir.service.errors import ApiError
 
 LOCAL = "local"
@@ -39,6 +40,11 @@ class Identity:
 
     def _caller(self, tenant: str) -> Caller:
         return Caller(tenant, hmac.digest(self._secret, tenant.encode(), "sha256"))
+
+    def tenants(self) -> Mapping[bytes, str]:
+        """Every tenant that may call, by the tag under which what it has read is stored."""
+        callers = (self.owner, *self._keys.values())
+        return {namespace_tag(caller.namespace): caller.tenant for caller in callers}
 
     def identify(self, authorization: Sequence[bytes]) -> Caller:
         """The caller with these ``Authorization`` headers; raises 401 where keys are configured

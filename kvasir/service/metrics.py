@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kvasir.core.ports import Engine, EngineStatus
+from kvasir.core.tiers import STORED_TIERS, Tier, TierStatus
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -109,6 +110,7 @@ def _gauges(status: EngineStatus) -> Iterator[Metric]:
     )
     for name, text, value in plain:
         yield GaugeMetricFamily(name, text, value=value)
+    yield from _tier_gauges(status.tiers)
     used = status.blocks_total - status.blocks_free - status.blocks_idle
     usage = GaugeMetricFamily(
         "kvasir_kv_usage_ratio", "Blocks that running requests hold.", labels=("tier",)
@@ -117,12 +119,88 @@ def _gauges(status: EngineStatus) -> Iterator[Metric]:
     yield usage
 
 
-def _counters(status: EngineStatus) -> Iterator[Metric]:
-    cached = CounterMetricFamily(
+def _tier_gauges(tiers: Sequence[TierStatus]) -> Iterator[Metric]:
+    sizes = GaugeMetricFamily(
+        "kvasir_tier_bytes", "What a tier of stored KV takes, and may take.", labels=_TIER_KIND
+    )
+    for tier in tiers:
+        sizes.add_metric((tier.tier.value, "used"), tier.used_bytes)
+        sizes.add_metric((tier.tier.value, "cap"), tier.cap_bytes)
+    yield sizes
+    for name, text, value in _TIER_GAUGES:
+        gauge = GaugeMetricFamily(name, text, labels=("tier",))
+        for tier in tiers:
+            gauge.add_metric((tier.tier.value,), value(tier))
+        yield gauge
+
+
+def _tier_counters(tiers: Sequence[TierStatus]) -> Iterator[Metric]:
+    for name, text, value in _TIER_COUNTERS:
+        counter = CounterMetricFamily(name, text, labels=("tier",))
+        for tier in tiers:
+            counter.add_metric((tier.tier.value,), value(tier))
+        yield counter
+
+
+def _cached(status: EngineStatus) -> Metric:
+    """By the tier that it was reused from; whatever came from no stored tier was in the pool."""
+    family = CounterMetricFamily(
         "kvasir_cached_tokens", "Prompt tokens that were reused.", labels=("source",)
     )
-    cached.add_metric(("device",), status.reused_tokens)
-    yield cached
+    stored = {tier: status.reused_by_tier.get(tier, 0) for tier in STORED_TIERS}
+    family.add_metric((Tier.DEVICE.value,), status.reused_tokens - sum(stored.values()))
+    here = {tier.tier for tier in status.tiers}
+    for tier, tokens in stored.items():
+        if tier in here or tokens:
+            family.add_metric((tier.value,), tokens)
+    return family
+
+
+_TierFigure = tuple[str, str, Callable[[TierStatus], float]]
+_TIER_KIND = ("tier", "kind")
+_TIER_GAUGES: tuple[_TierFigure, ...] = (
+    ("kvasir_tier_records", "Records that are stored.", lambda tier: tier.records),
+    ("kvasir_tier_tokens", "Tokens that are stored.", lambda tier: tier.tokens),
+    (
+        "kvasir_tier_read_bytes_per_second",
+        "How fast records are read and verified, as measured.",
+        lambda tier: tier.read_bytes_per_s,
+    ),
+    (
+        "kvasir_tier_write_bytes_per_second",
+        "How fast records are written and flushed, as measured.",
+        lambda tier: tier.write_bytes_per_s,
+    ),
+    (
+        "kvasir_tier_degraded",
+        "1 where nothing is written any more, because writing failed.",
+        lambda tier: bool(tier.failure),
+    ),
+)
+_TIER_COUNTERS: tuple[_TierFigure, ...] = (
+    ("kvasir_tier_saved_bytes", "Bytes that were stored.", lambda tier: tier.saved_bytes),
+    ("kvasir_tier_loaded_bytes", "Bytes that were loaded.", lambda tier: tier.loaded_bytes),
+    (
+        "kvasir_tier_evicted_records",
+        "Records that gave way to others.",
+        lambda tier: tier.evicted_records,
+    ),
+    (
+        "kvasir_tier_damaged_records",
+        "Records that did not verify and were dropped.",
+        lambda tier: tier.damaged_records,
+    ),
+    (
+        "kvasir_tier_unsaved_blocks",
+        "Blocks that were not stored, for want of room or time.",
+        lambda tier: tier.unsaved_blocks,
+    ),
+)
+
+
+def _counters(status: EngineStatus) -> Iterator[Metric]:
+    yield _cached(status)
+    yield from _tier_counters(status.tiers)
     plain = (
         ("kvasir_computed_tokens", "Tokens that were computed.", status.computed_tokens),
         ("kvasir_generated_tokens", "Tokens that were generated.", status.generated_tokens),
@@ -134,6 +212,17 @@ def _counters(status: EngineStatus) -> Iterator[Metric]:
             status.steps_given_up,
         ),
         ("kvasir_evicted_blocks", "Blocks that gave way to others.", status.evicted_blocks),
+        ("kvasir_restored_blocks", "Blocks loaded from a stored tier.", status.restored_blocks),
+        (
+            "kvasir_audited_blocks",
+            "Restored blocks that were computed again and compared.",
+            status.audited_blocks,
+        ),
+        (
+            "kvasir_audit_failures",
+            "Audited blocks that were not as they should be: alarm at any.",
+            status.audit_failures,
+        ),
     )
     for name, text, value in plain:
         yield CounterMetricFamily(name, text, value=value)

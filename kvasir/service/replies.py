@@ -40,10 +40,18 @@ class ErrorReply(Reply):
     error: ErrorDetail
 
 
+class CachedByTier(Reply):
+    """Where what was reused came from: memory, or the disk. Adds up to ``cached_tokens``."""
+
+    memory: int
+    disk: int
+
+
 class PromptDetails(Reply):
     """How much of the prompt was reused instead of computed."""
 
     cached_tokens: int
+    cached_tokens_by_tier: CachedByTier
 
 
 class UsageReply(Reply):
@@ -57,11 +65,17 @@ class UsageReply(Reply):
 
 
 class CacheDiagnostics(Reply):
-    """Why nothing was reused; there whenever ``cached_tokens`` is 0."""
+    """Why not more of a prompt was reused; absent where all that could be was."""
 
-    reason: Miss | None
+    prompt: int = Field(description="Index of the prompt among those of the request.")
+    reason: Miss | None = Field(description="Why nothing was reused, where nothing was.")
     first_different_token: int | None = Field(
         description="Index of the first prompt token that was not found in the cache."
+    )
+    token_id: int | None = Field(description="That token.")
+    text: str | None = Field(description="Its text.")
+    kept_text: str | None = Field(
+        description="What the closest of the caller's kept texts has in its place, if anything."
     )
 
 
@@ -238,3 +252,65 @@ class HealthReply(Reply):
     last_step_age_s: float = Field(description="Seconds since the last step; 0 while idle.")
     running: int
     waiting: int
+    degraded: list[str] = Field(
+        description="Tiers that keep nothing new, because writing failed; they still serve."
+    )
+
+
+class KeptReply(Reply):
+    """One record of stored KV: neighbouring blocks of one text."""
+
+    name: str
+    tier: str
+    tenant: str = Field(description="Its name, or the tag of one that is not configured any more.")
+    tokens: int
+    start: int | None = Field(description="Position of the first token, where the record says.")
+    bytes: int
+    used_s: float = Field(description="Unix time of the last use.")
+    compute_s: float | None = Field(description="Predicted seconds to compute it again, if known.")
+    format_version: int
+    differs_in: list[str] | None = Field(
+        description="What is another than now, so that the record is of no use; null where no "
+        "model is loaded to compare with."
+    )
+
+
+class TierReply(Reply):
+    """One tier of stored KV; its cap and failure are known only where a server runs."""
+
+    tier: str
+    records: int
+    tokens: int
+    bytes: int
+    cap_bytes: int | None
+    failure: str | None = Field(description="Why nothing is written any more.")
+
+
+class TenantReply(Reply):
+    """What one tenant has in one tier."""
+
+    tier: str
+    tenant: str
+    records: int
+    tokens: int
+    bytes: int
+
+
+class CacheReply(Reply):
+    """All that is stored, for the owner of the home."""
+
+    records: list[KeptReply]
+    tiers: list[TierReply]
+    tenants: list[TenantReply]
+
+
+class VerifiedReply(Reply):
+    """What did not verify; it is gone."""
+
+    damaged: list[KeptReply]
+
+
+class ClearedReply(Reply):
+    """How many records went."""
+
+    cleared: int

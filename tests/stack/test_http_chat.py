@@ -105,16 +105,37 @@ def test_usage_comes_last_and_only_where_it_was_asked_for(http: httpx2.Client) -
     assert all(chunk["usage"] is None for chunk in stream[:-1])
     assert stream[-1]["choices"] == []
     assert stream[-1]["usage"]["completion_tokens"] == 8
+    assert all("prompt_cache_diagnostics" not in chunk for chunk in stream[:-1])
+
+
+def test_a_stream_with_usage_says_why_nothing_was_reused() -> None:
+    with world() as own, own.http() as http:
+        stream = chunks(http, "usage, please", stream_options={"include_usage": True})
+        assert stream[-1]["prompt_cache_diagnostics"]["reason"] == "first_seen"
+        assert stream[-1]["prompt_cache_diagnostics"]["text"] == "<|im_start|>"
 
 
 def test_cached_tokens_are_there_and_true_with_the_reason_for_none() -> None:
     with world() as own, own.http() as http:
         first = ask(http, "x" * 400)
-        assert first["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
-        assert first["prompt_cache_diagnostics"]["reason"] == "first_seen"
+        assert first["usage"]["prompt_tokens_details"] == {
+            "cached_tokens": 0,
+            "cached_tokens_by_tier": {"memory": 0, "disk": 0},
+        }
+        assert first["prompt_cache_diagnostics"] == {
+            "prompt": 0,
+            "reason": "first_seen",
+            "first_different_token": 0,
+            "token_id": own.served.codec.tokenizer.encode("<|im_start|>")[0],
+            "text": "<|im_start|>",
+            "kept_text": None,
+        }
         again = ask(http, "x" * 400)
         n_prompt = again["usage"]["prompt_tokens"]
-        assert again["usage"]["prompt_tokens_details"] == {"cached_tokens": n_prompt - 1}
+        assert again["usage"]["prompt_tokens_details"] == {
+            "cached_tokens": n_prompt - 1,
+            "cached_tokens_by_tier": {"memory": n_prompt - 1, "disk": 0},
+        }
         assert "prompt_cache_diagnostics" not in again
         other = ask(http, "y" * 400)
         common = len("<|im_start|>") and len(tokens_of(own, "")) - len(

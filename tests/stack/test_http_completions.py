@@ -193,7 +193,13 @@ def test_pages_need_nothing_from_elsewhere(http: httpx2.Client) -> None:
 def test_health_tells_the_engines_state(http: httpx2.Client) -> None:
     response = http.get("/health")
     assert response.status_code == 200
-    assert response.json() == {"status": "ok", "last_step_age_s": 0.0, "running": 0, "waiting": 0}
+    assert response.json() == {
+        "status": "ok",
+        "last_step_age_s": 0.0,
+        "running": 0,
+        "waiting": 0,
+        "degraded": [],
+    }
 
 
 def test_health_tells_of_a_dead_engine() -> None:

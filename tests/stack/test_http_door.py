@@ -127,6 +127,8 @@ def _paths(found: Any) -> set[str]:
 def test_every_route_but_health_needs_a_known_key(keyed: World) -> None:
     with keyed.http() as http:
         for method, path in routes(keyed):
+            if path.startswith("/kvasir/"):
+                continue  # there for the home's owner alone: test_http_cache
             for headers in ({}, {"authorization": "Bearer nonsense"}, {"x-api-key": KEYS["bob"]}):
                 body = {"json": {}} if method == "POST" else {}
                 response = http.request(method, path, headers=headers, **body)

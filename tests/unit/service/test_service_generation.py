@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from virtual_server import byte_tokenizer
 
@@ -18,6 +20,7 @@ from kvasir.core.events import (
     Usage,
 )
 from kvasir.core.requests import Request
+from kvasir.core.tiers import Tier
 from kvasir.service.errors import ApiError
 from kvasir.service.generation import Answers, Ended, Item, Piece, Reading
 from kvasir.service.logprobs import LegacyLogprobs, chat_logprobs, label
@@ -55,13 +58,16 @@ def end(
     completion: int = 0,
     reused: int = 0,
     miss: Miss | None = Miss.FIRST_SEEN,
+    differs_at: int | None = 0,
+    **more: Any,
 ) -> list[Item]:
     usage = Usage(
         prompt_tokens=6,
         reused_tokens=reused,
         completion_tokens=completion,
         miss=miss,
-        differs_at=0,
+        differs_at=differs_at,
+        **more,
     )
     return list(got.take(Finished(name, choice, reason, usage, None, "what failed")))
 
@@ -185,11 +191,57 @@ def test_usage_counts_each_prompt_once_and_every_choice() -> None:
     assert (diagnostics.reason, diagnostics.first_different_token) == (Miss.FIRST_SEEN, 0)
 
 
-def test_where_something_was_reused_there_is_nothing_to_explain() -> None:
+def test_where_all_that_could_be_was_reused_there_is_nothing_to_explain() -> None:
     got = answers()
-    end(got, reused=5, miss=None)
+    end(got, reused=5, miss=None, differs_at=None)
     assert usage_of(got).prompt_tokens_details.cached_tokens == 5
     assert "prompt_cache_diagnostics" not in costs_of(got)
+
+
+def test_reused_tokens_are_told_by_what_users_call_the_tiers() -> None:
+    got = answers(prompts=2)
+    tiers = {Tier.DEVICE: 1, Tier.HOST: 1, Tier.DISK: 3}
+    end(got, name="r0", reused=5, miss=None, differs_at=None, reused_by_tier=tiers)
+    end(got, name="r1", reused=2, miss=None, differs_at=None, reused_by_tier={Tier.DISK: 2})
+    details = usage_of(got).prompt_tokens_details
+    assert details.cached_tokens == 7
+    assert details.cached_tokens_by_tier.model_dump() == {"memory": 2, "disk": 5}
+
+
+def test_a_miss_is_told_with_the_token_and_what_is_kept_in_its_place() -> None:
+    got = answers(prompts=2)
+    end(got, name="r0", reused=5, miss=None, differs_at=None)
+    (kept,) = ids("X")
+    end(got, name="r1", reused=2, miss=None, differs_at=2, kept_token=kept)
+    assert costs_of(got)["prompt_cache_diagnostics"].model_dump() == {
+        "prompt": 1,
+        "reason": None,
+        "first_different_token": 2,
+        "token_id": ids("o")[0],
+        "text": "o",
+        "kept_text": "X",
+    }
+
+
+def test_a_miss_is_told_as_far_as_it_is_known() -> None:
+    for more in (
+        {"differs_at": None, "miss": Miss.TOO_SHORT},
+        {"differs_at": 6, "miss": None},  # behind the last token
+        {"differs_at": 0, "kept_token": TOKENIZER.vocab_size + 3},  # padding of the vocabulary
+    ):
+        got = answers()
+        end(got, **more)
+        told = costs_of(got)["prompt_cache_diagnostics"]
+        assert told.first_different_token == more["differs_at"]
+        assert (told.text is None) == (more["differs_at"] != 0)
+        assert told.kept_text is None
+
+
+def test_a_special_token_is_told_as_it_is_written() -> None:
+    end_id = ids("<|im_end|>")[0]
+    got = answers()
+    end(got, kept_token=end_id)
+    assert costs_of(got)["prompt_cache_diagnostics"].kept_text == "<|im_end|>"
 
 
 def test_prompt_scores_are_kept_by_position_however_often_they_come() -> None:
