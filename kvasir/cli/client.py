@@ -52,13 +52,15 @@ class AnswerText:
 
 @dataclass(frozen=True, slots=True)
 class AnswerEnd:
-    """Why the answer ended and what it took; ``miss`` says why nothing was reused."""
+    """Why the answer ended and what it took; ``miss`` says why nothing was reused, and
+    ``disk_tokens`` how many of the reused ones came from the disk."""
 
     finish_reason: str
     prompt_tokens: int
     reused_tokens: int
     completion_tokens: int
     miss: str | None
+    disk_tokens: int = 0
 
     @property
     def computed_tokens(self) -> int:
@@ -66,6 +68,7 @@ class AnswerEnd:
         return self.prompt_tokens - self.reused_tokens
 
 
+_JSON = {"content-type": "application/json"}  # the server takes no other, even for no body
 ChatEvent = ReadProgress | AnswerText | AnswerEnd
 
 
@@ -114,9 +117,25 @@ class Client:
                 raise _error_of(response.text)
             yield from _events_of(response.iter_lines())
 
+    def stored(self) -> dict[str, Any]:
+        """All that is stored, as ``service.replies.CacheReply``."""
+        return self._call("GET", "/kvasir/cache")
+
+    def verify_stored(self) -> dict[str, Any]:
+        """Have all of it read again; ``service.replies.VerifiedReply``. Takes as long as reading
+        takes."""
+        return self._call("POST", "/kvasir/cache/verify")
+
+    def clear_stored(self, **only: str) -> dict[str, Any]:
+        """Have it forgotten, ``only`` of a tier or a tenant; ``service.replies.ClearedReply``."""
+        return self._call("DELETE", "/kvasir/cache", params=only)
+
     def _get(self, path: str) -> dict[str, Any]:
+        return self._call("GET", path, timeout=10.0)
+
+    def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         with _translated():
-            response = self._http.get(path, timeout=10.0)
+            response = self._http.request(method, path, headers=_JSON, **options)
             if response.status_code != httpx2.codes.OK:
                 raise _error_of(response.text)
             data: dict[str, Any] = response.json()
@@ -182,12 +201,14 @@ def _progress_of(progress: dict[str, Any]) -> ReadProgress:
 
 
 def _end_of(finish_reason: str, usage: dict[str, Any], miss: str | None) -> AnswerEnd:
+    details = usage["prompt_tokens_details"]
     return AnswerEnd(
         finish_reason=finish_reason,
         prompt_tokens=usage["prompt_tokens"],
-        reused_tokens=usage["prompt_tokens_details"]["cached_tokens"],
+        reused_tokens=details["cached_tokens"],
         completion_tokens=usage["completion_tokens"],
         miss=miss,
+        disk_tokens=details.get("cached_tokens_by_tier", {}).get("disk", 0),
     )
 
 

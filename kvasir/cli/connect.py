@@ -37,7 +37,7 @@ def connect(config: Config) -> Iterator[Connection]:
     """
     home = open_home(config.home)
     with contextlib.ExitStack() as stack:
-        owned = _own_unless_served(home, stack)
+        owned = own_unless_served(home, stack)
         if owned is not None:
             stack.enter_context(_own_server(config, owned))
         client = stack.enter_context(Client(home.socket_path))
@@ -47,7 +47,7 @@ def connect(config: Config) -> Iterator[Connection]:
         yield Connection(client, names[0])
 
 
-def _own_unless_served(home: Home, stack: contextlib.ExitStack) -> OwnedHome | None:
+def own_unless_served(home: Home, stack: contextlib.ExitStack) -> OwnedHome | None:
     """None once a server answers on ``home``, else the home itself, owned until ``stack`` ends."""
     deadline_s = time.monotonic() + _WAIT_FOR_OWNER_S
     told = False

@@ -1,4 +1,5 @@
-"""`kvasir doctor`: machine, settings, model, KV pool, and what was chosen with the reasons."""
+"""`kvasir doctor`: machine, settings, model, KV pool and stored KV, and what was chosen with the
+reasons."""
 
 from __future__ import annotations
 
@@ -26,6 +27,8 @@ def command(
     device: options.DeviceOption = None,
     dtype: options.DtypeOption = None,
     kv_gib: options.KvGibOption = None,
+    host_gib: options.HostGibOption = None,
+    disk_gib: options.DiskGibOption = None,
     max_window: options.MaxWindowOption = None,
     config_file: options.ConfigFileOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
@@ -38,6 +41,8 @@ def command(
             "device": device,
             "dtype": dtype,
             "kv_gib": kv_gib,
+            "host_gib": host_gib,
+            "disk_gib": disk_gib,
             "max_window": max_window,
         },
         file=config_file,
@@ -68,6 +73,7 @@ def examine(config: Config, sources: Mapping[str, str]) -> dict[str, Any]:
         "home": _home(config),
         "model": None,
         "kv": None,
+        "stored": None,
         "memory": None,
         "choices": [],
         "problem": None,
@@ -75,8 +81,7 @@ def examine(config: Config, sources: Mapping[str, str]) -> dict[str, Any]:
     try:
         survey = _survey(config)
     except KvasirError as error:
-        report["problem"] = str(error)
-        return report
+        return report | {"problem": str(error), "stored": _stored(config, None)}
     report |= {
         "model": _model(survey),
         "kv": {
@@ -86,6 +91,7 @@ def examine(config: Config, sources: Mapping[str, str]) -> dict[str, Any]:
             "pool_bytes": survey.geometry.pool_bytes,
             "layout": survey.geometry.layout_id,
         },
+        "stored": _stored(config, survey),
         "memory": survey.memory,
         "choices": [dataclasses.asdict(choice) for choice in survey.choices],
     }
@@ -106,6 +112,14 @@ def _survey(config: Config) -> Survey:
             f"obtain it with: kvasir pull {config.model}".rstrip()
         )
     return survey(config, path, cache)
+
+
+def _stored(config: Config, survey: Survey | None) -> dict[str, Any]:
+    from kvasir.cli.home import Home
+    from kvasir.cli.upgrade import stored_report
+
+    realm = getattr(survey, "realm", None)
+    return stored_report(Home(config.home).stored, config, realm)
 
 
 def _model(survey: Survey) -> dict[str, Any]:
@@ -160,6 +174,8 @@ def _home(config: Config) -> dict[str, Any]:
 
 def as_text(report: Mapping[str, Any]) -> str:
     """The report for people."""
+    from kvasir.cli.upgrade import stored_lines
+
     machine, home = report["machine"], report["home"]
     gib = 2**30
     lines = ["  ".join(f"{name} {version}" for name, version in report["versions"].items())]
@@ -177,6 +193,7 @@ def as_text(report: Mapping[str, Any]) -> str:
         "settings that are not defaults",
         *(_setting_lines(report["settings"]) or ["  none"]),
     ]
+    lines += ["", "stored KV", *(f"  {line}" for line in stored_lines(report["stored"]))]
     if report["model"]:
         lines += ["", "model", *_table(report["model"])]
         lines += ["", "KV", *_table(report["kv"])]

@@ -38,6 +38,11 @@ class Home:
         return self.path / "models"
 
     @property
+    def stored(self) -> Path:
+        """Where KV is kept on disk."""
+        return self.path / "kv"
+
+    @property
     def socket_path(self) -> Path:
         """Where a running server listens: in the home, or where the home's record says."""
         record = self._socket_record

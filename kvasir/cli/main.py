@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "ask": "Read files and answer a question about them.",
     "chat": "Talk with the model; every turn reads only what is new.",
     "pull": "Obtain a model, so that later commands work offline.",
+    "cache": "Show, verify or clear the KV that is stored.",
     "doctor": "Show the machine, the settings, the model and what was chosen, with reasons.",
     "bench": "Measure speed, side by side with other engines.",
 }
@@ -39,6 +40,9 @@ class _LazyGroup(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"kvasir.cli.{cmd_name}")
+        group = getattr(module, "app", None)
+        if group is not None:  # a command with commands of its own
+            return typer.main.get_command(group)
         single = typer.Typer(add_completion=False, rich_markup_mode=None)
         single.command(cmd_name, **getattr(module, "TYPER_SETTINGS", {}))(module.command)
         return typer.main.get_command(single)

@@ -45,6 +45,22 @@ KvGibOption = Annotated[
     float | None,
     typer.Option("--kv-gib", help="Memory for the KV pool.", show_default="from the machine"),
 ]
+HostGibOption = Annotated[
+    float | None,
+    typer.Option(
+        "--host-gib",
+        help="KV kept in memory beside a device with its own; 0 keeps none.",
+        show_default="from the machine",
+    ),
+]
+DiskGibOption = Annotated[
+    float | None,
+    typer.Option(
+        "--disk-gib",
+        help="KV kept on disk; 0 keeps none.",
+        show_default="10 % of what is free, at most 16",
+    ),
+]
 MaxWindowOption = Annotated[
     int | None,
     typer.Option(

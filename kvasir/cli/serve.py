@@ -6,6 +6,8 @@ import json
 import logging
 import socket
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +16,7 @@ from kvasir.cli import options
 from kvasir.cli.options import DEFAULTS
 from kvasir.core.config import Config, load
 from kvasir.core.geometry import KvGeometry, ModelCard
+from kvasir.core.tiers import Tier, TierStatus
 
 
 def command(
@@ -46,6 +49,8 @@ def command(
         int | None, typer.Option("--threads", help="CPU threads.", show_default="one per core")
     ] = None,
     kv_gib: options.KvGibOption = None,
+    host_gib: options.HostGibOption = None,
+    disk_gib: options.DiskGibOption = None,
     max_window: options.MaxWindowOption = None,
     max_running: Annotated[
         int | None,
@@ -103,6 +108,8 @@ def command(
             "attention": attention,
             "threads": threads,
             "kv_gib": kv_gib,
+            "host_gib": host_gib,
+            "disk_gib": disk_gib,
             "max_window": max_window,
             "max_running": max_running,
             "max_waiting": max_waiting,
@@ -136,7 +143,9 @@ def _serve(config: Config) -> None:
         built = server.built
 
         def announce() -> None:
-            print(announcement(built.card, built.geometry, _address(tcp), bool(config.keys)))
+            kept = kept_lines(built.engine.status().tiers, home.stored)
+            keyed = bool(config.keys)
+            print(announcement(built.card, built.geometry, _address(tcp), keyed, kept))
             sys.stdout.flush()
 
         listener = Listener(
@@ -151,8 +160,24 @@ def _serve(config: Config) -> None:
     show.note("ended")
 
 
-def announcement(card: ModelCard, geometry: KvGeometry, address: str, keyed: bool) -> str:
-    """What a new user needs: what is served, where, and two examples to paste."""
+def kept_lines(tiers: Sequence[TierStatus], folder: Path) -> str:
+    """A line for each stored tier: how much it may keep, and where."""
+    from kvasir.cli import show
+
+    places = {Tier.HOST: "KV in RAM", Tier.DISK: "KV on disk"}
+    return "".join(
+        f"\n  {places[tier.tier]:<9} up to {show.size(tier.cap_bytes)}"
+        + (f" in {folder}" if tier.tier is Tier.DISK else "")
+        + (f", but {tier.failure}" if tier.failure else "")
+        for tier in tiers
+    )
+
+
+def announcement(
+    card: ModelCard, geometry: KvGeometry, address: str, keyed: bool, kept: str = ""
+) -> str:
+    """What a new user needs: what is served, where, ``kept`` (see ``kept_lines``), and two examples
+    to paste."""
     kind = "a small demonstration model, " if card.demonstration else ""
     body = json.dumps(
         {"model": card.name, "messages": [{"role": "user", "content": "What is a raven?"}]}
@@ -161,7 +186,7 @@ def announcement(card: ModelCard, geometry: KvGeometry, address: str, keyed: boo
     key = "YOUR_KEY" if keyed else "none"
     return f"""
 Kvasir serves {card.name} ({kind}{card.dtype}, window {card.window:,} tokens)
-  KV pool   {geometry.pool_tokens:,} tokens
+  KV pool   {geometry.pool_tokens:,} tokens{kept}
   address   {address}/v1
   docs      {address}/docs
 

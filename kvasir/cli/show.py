@@ -77,6 +77,8 @@ def took(end: AnswerEnd, *, first_text_s: float | None, total_s: float) -> str:
         f"{end.prompt_tokens:,} tokens read in {read_s:.1f} s: {end.computed_tokens:,} computed, "
         f"{end.reused_tokens:,} reused"
     )
+    if end.disk_tokens:
+        line += f" ({end.disk_tokens:,} from disk)"
     if end.reused_tokens == 0 and end.miss:
         line += f" ({end.miss.replace('_', ' ')})"
     generate_s = total_s - read_s

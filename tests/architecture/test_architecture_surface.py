@@ -20,7 +20,8 @@ from kvasir.core.config import Config
 SETTINGS = {
     "model", "alias", "device", "dtype", "attention", "threads", "home", "host", "port",
     "allowed_hosts", "keys", "kv_gib", "block_tokens", "max_window", "max_running", "max_waiting",
-    "max_waiting_tokens", "step_budget_ms", "grace_s", "seed", "log_level",
+    "max_waiting_tokens", "step_budget_ms", "grace_s", "seed", "log_level", "host_gib", "disk_gib",
+    "audit_one_in",
 }  # fmt: skip
 
 ROUTES = {
@@ -33,13 +34,16 @@ ROUTES = {
     ("GET", "/tokenizer_info"),
     ("GET", "/health"),
     ("GET", "/metrics"),
+    ("GET", "/kvasir/cache"),
+    ("DELETE", "/kvasir/cache"),
+    ("POST", "/kvasir/cache/verify"),
     ("GET", "/docs"),
     ("GET", "/"),
 }
 
 
 def test_commands() -> None:
-    assert set(COMMANDS) == {"serve", "ask", "chat", "pull", "doctor", "bench"}
+    assert set(COMMANDS) == {"serve", "ask", "chat", "pull", "cache", "doctor", "bench"}
 
 
 def test_settings() -> None:

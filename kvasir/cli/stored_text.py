@@ -1,0 +1,84 @@
+"""Stored KV in words and columns, for people."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from kvasir.cli import show
+from kvasir.cli.stored import Verified
+from kvasir.service.replies import CacheReply, KeptReply
+
+_NOTHING = "nothing is stored"
+
+
+def records_text(reply: CacheReply) -> str:
+    """A line for each record."""
+    if not reply.records:
+        return _NOTHING
+    head = ("tier", "tenant", "tokens", "from", "size", "last used", "record", "")
+    return _columns([head, *(_row(record) for record in reply.records)], right={2, 3, 4})
+
+
+def sizes_text(reply: CacheReply) -> str:
+    """A line for each tier and one for each tenant in it."""
+    if not reply.tenants and not reply.tiers:
+        return _NOTHING
+    rows: list[tuple[str, ...]] = [("tier", "tenant", "records", "tokens", "size", "")]
+    for tier in reply.tiers:
+        note = "" if tier.cap_bytes is None else f"of {show.size(tier.cap_bytes)}"
+        if tier.failure:
+            note += f"; {tier.failure}"
+        sums = (f"{tier.records:,}", f"{tier.tokens:,}", show.size(tier.bytes))
+        rows.append((tier.tier, "(all)", *sums, note))
+    for share in reply.tenants:
+        sums = (f"{share.records:,}", f"{share.tokens:,}", show.size(share.bytes))
+        rows.append((share.tier, share.tenant, *sums, ""))
+    return _columns(rows, right={2, 3, 4})
+
+
+def damage_text(verified: Verified) -> str:
+    """What was read and what was wrong with it."""
+    lines = [f"{verified.records:,} records read again, {show.size(verified.bytes)}"]
+    if verified.unreadable:
+        lines.append(f"{verified.unreadable:,} files were no whole records and are gone")
+    if verified.damaged:
+        lines.append(
+            f"{len(verified.damaged):,} were damaged and are gone; what was damaged is never used"
+        )
+        lines.append(_columns([_row(record) for record in verified.damaged], right={2, 3, 4}))
+        lines.append("damage comes from the disk or its cable: look at the system's log")
+    elif not verified.unreadable:
+        lines.append("all are as they were written")
+    return "\n".join(lines)
+
+
+def _row(record: KeptReply) -> tuple[str, ...]:
+    used = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.used_s))
+    start = "" if record.start is None else f"{record.start:,}"
+    notes = [f"format {record.format_version}"] if record.format_version == 1 else []
+    if record.differs_in:
+        notes.append(f"of no use now: other {' and '.join(record.differs_in)}")
+    return (
+        record.tier,
+        record.tenant,
+        f"{record.tokens:,}",
+        start,
+        show.size(record.bytes),
+        used,
+        record.name[:12],
+        ", ".join(notes),
+    )
+
+
+def _columns(rows: Sequence[Sequence[str]], *, right: set[int]) -> str:
+    """``rows`` as columns, some of them aligned on their right."""
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if at in right else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
