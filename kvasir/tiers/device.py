@@ -7,17 +7,21 @@ Nothing is initialised: a slot holds noise until it is written, and kernels neve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from kvasir.core.errors import DoesNotFit
 from kvasir.core.geometry import KvGeometry
 from kvasir.kernels.memory import ask_for_large_pages
+from kvasir.tiers.block_bytes import plane_bytes_of, slot_runs
 from kvasir.tiers.ready import ReadyAhead
 
 
 class DevicePool:
-    """Key and value planes of all layers. Used by one thread only."""
+    """Key and value planes of all layers. Used by one thread only, except for ``gather`` and
+    ``scatter``, each of which another thread may call for blocks that nobody else changes."""
 
     def __init__(self, geometry: KvGeometry, device: torch.device | str) -> None:
         """Allocate ``geometry.pool_bytes`` on ``device``; raises ``DoesNotFit`` if it cannot."""
@@ -43,6 +47,8 @@ class DevicePool:
             ask_for_large_pages(planes)
         self._layers = tuple(zip(self._keys.unbind(0), self._values.unbind(0), strict=True))
         self._ahead = ReadyAhead([*self._keys.unbind(0), *self._values.unbind(0)])
+        self._bytes = plane_bytes_of(self._keys, self._values)
+        self._row_bytes = geometry.token_bytes // (2 * geometry.n_layers)
 
     def planes(self, layer: int) -> tuple[Tensor, Tensor]:
         """The key and the value plane of ``layer``: [n_slots, H, d] each, views of the pool."""
@@ -76,6 +82,41 @@ class DevicePool:
         a, b = source * geometry.block_tokens, target * geometry.block_tokens
         for plane in (self._keys, self._values):
             plane[:, b : b + n_tokens] = plane[:, a : a + n_tokens]
+
+    def gather(self, blocks: Sequence[int], n_tokens: int, into: memoryview) -> None:
+        """Copy the first ``n_tokens`` tokens of ``blocks`` out of every plane, plane after plane:
+        layer 0 keys, layer 0 values, layer 1 keys, … Returns when they are copied. Raises
+        ``ValueError`` for blocks that are not there and where ``into`` has another size."""
+        geometry = self.geometry
+        runs = slot_runs(blocks, n_tokens, geometry.block_tokens, geometry.n_blocks)
+        if into.nbytes != n_tokens * geometry.token_bytes:
+            raise ValueError(f"{into.nbytes} bytes do not take {n_tokens} tokens")
+        self._bytes.gather(runs, into)
+
+    def scatter(self, plane: int, blocks: Sequence[int], data: memoryview) -> None:
+        """Copy ``data``, the tokens of ``blocks``, into plane ``plane``; the last block may get
+        fewer than it holds. The planes of one record come in ascending order. Returns when they are
+        copied. Raises ``ValueError`` for what is not there and for another size."""
+        geometry = self.geometry
+        if not 0 <= plane < 2 * geometry.n_layers:
+            raise ValueError(f"plane {plane} is not one of the pool's {2 * geometry.n_layers}")
+        n_tokens, rest = divmod(data.nbytes, self._row_bytes)
+        if rest:
+            raise ValueError(f"{data.nbytes} bytes are not a number of tokens")
+        runs = slot_runs(blocks, n_tokens, geometry.block_tokens, geometry.n_blocks)
+        self._bytes.scatter(plane, runs, data)
+
+    def difference(self, a: int, b: int, n_tokens: int) -> float:
+        """The largest difference of the first ``n_tokens`` of the blocks ``a`` and ``b`` in any
+        plane: root mean square of the difference over that of ``a``."""
+        size = self.geometry.block_tokens
+        worst = 0.0
+        for plane in (self._keys, self._values):
+            x = plane[:, a * size : a * size + n_tokens].double().flatten(1)  # [n_layers, …]
+            y = plane[:, b * size : b * size + n_tokens].double().flatten(1)
+            relative = (x - y).norm(dim=1) / x.norm(dim=1).clamp_min(1e-12)
+            worst = max(worst, float(relative.max()))
+        return worst
 
     def fill(self, value: float) -> None:
         """Overwrite every slot; tests poison the pool with it."""

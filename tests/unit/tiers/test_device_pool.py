@@ -7,7 +7,8 @@ import torch
 
 from kvasir.core.errors import DoesNotFit
 from kvasir.core.geometry import KvGeometry
-from kvasir.tiers import ready
+from kvasir.tiers import block_bytes, ready
+from kvasir.tiers.block_bytes import MappedBytes, StagedBytes, slot_runs
 from kvasir.tiers.device import DevicePool
 from kvasir.tiers.ready import ReadyAhead
 
@@ -93,3 +94,135 @@ def test_memory_is_made_ready_for_a_stretch_beyond_what_is_in_use(
     while ahead.make_more():
         pass
     assert len(asked) == 6
+
+
+DTYPES = {"bfloat16": 2, "float16": 2, "float32": 4}
+BLOCKS = ([2], [1, 2, 3], [5, 0, 1, 3], [4, 3, 2])
+
+
+def noisy_pool(dtype: str, device: str = "cpu", seed: int = 0) -> DevicePool:
+    """Every bit pattern may be in it: NaN and infinities travel too."""
+    shape = KvGeometry(
+        n_layers=3, n_kv_heads=2, head_dim=5, dtype=dtype, dtype_bytes=DTYPES[dtype],
+        block_tokens=4, n_blocks=6,
+    )  # fmt: skip
+    pool = DevicePool(shape, device)
+    generator = torch.Generator().manual_seed(seed)
+    for layer in range(shape.n_layers):
+        for plane in pool.planes(layer):
+            raw = plane.view(torch.uint8)
+            noise = torch.randint(0, 256, raw.shape, dtype=torch.uint8, generator=generator)
+            raw.copy_(noise)
+    return pool
+
+
+def expected_planes(pool: DevicePool, blocks: list[int], n_tokens: int) -> list[bytes]:
+    """The canonical layout, slot by slot."""
+    slots = [block * 4 + offset for block in blocks for offset in range(4)][:n_tokens]
+    return [
+        bytes(plane[slots].cpu().contiguous().view(torch.uint8).flatten().tolist())
+        for layer in range(pool.geometry.n_layers)
+        for plane in pool.planes(layer)
+    ]
+
+
+def with_reach(pool: DevicePool, reach: str, monkeypatch: pytest.MonkeyPatch) -> DevicePool:
+    """``staged``: the way of a device with its own memory, with room for three slots at once."""
+    if reach == "staged":
+        row_bytes = pool.geometry.token_bytes // (2 * pool.geometry.n_layers)
+        monkeypatch.setattr(block_bytes, "_STAGING_BYTES", 3 * row_bytes)
+        pool._bytes = StagedBytes(pool._keys, pool._values)
+    else:
+        assert isinstance(pool._bytes, MappedBytes)
+    return pool
+
+
+WAYS = [("cpu", "mapped"), ("cpu", "staged"), *([("cuda", "staged")] if len(DEVICES) > 1 else [])]
+
+
+@pytest.mark.parametrize(("device", "reach"), WAYS)
+@pytest.mark.parametrize("blocks", BLOCKS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_blocks_are_gathered_in_the_canonical_layout(
+    dtype: str, blocks: list[int], device: str, reach: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = with_reach(noisy_pool(dtype, device), reach, monkeypatch)
+    for n_tokens in (len(blocks) * 4, len(blocks) * 4 - 3):
+        room = bytearray(n_tokens * pool.geometry.token_bytes)
+        pool.gather(blocks, n_tokens, memoryview(room))
+        assert bytes(room) == b"".join(expected_planes(pool, blocks, n_tokens))
+
+
+@pytest.mark.parametrize(("device", "reach"), WAYS)
+@pytest.mark.parametrize("blocks", BLOCKS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scattered_planes_reach_their_blocks_and_no_others(
+    dtype: str, blocks: list[int], device: str, reach: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n_tokens in (len(blocks) * 4, len(blocks) * 4 - 3):
+        source = noisy_pool(dtype, seed=1)
+        pool = with_reach(noisy_pool(dtype, device), reach, monkeypatch)
+        others = [slot for slot in range(24) if slot // 4 not in blocks]
+        others += [blocks[-1] * 4 + offset for offset in range(n_tokens - len(blocks) * 4 + 4, 4)]
+        before = [
+            pool.planes(layer)[half][others].view(torch.uint8).clone()
+            for layer in range(3)
+            for half in range(2)
+        ]
+        planes = expected_planes(source, blocks, n_tokens)
+        for plane, data in enumerate(planes):
+            pool.scatter(plane, blocks, memoryview(data))
+        assert expected_planes(pool, blocks, n_tokens) == planes
+        for index, kept in enumerate(before):
+            layer, half = divmod(index, 2)
+            assert torch.equal(pool.planes(layer)[half][others].view(torch.uint8), kept)
+
+
+def test_on_a_cpu_no_torch_operation_moves_bytes() -> None:
+    class NoTorch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func: object, *_: object, **__: object) -> object:
+            raise AssertionError(f"{func} would start OpenMP threads of its own")
+
+    pool = noisy_pool("bfloat16")
+    room = memoryview(bytearray(8 * pool.geometry.token_bytes))
+    with NoTorch():
+        pool.gather([1, 2], 8, room)
+        pool.scatter(0, [1, 2], room[: len(room) // 6])
+
+
+def test_neighbouring_blocks_are_one_copy() -> None:
+    assert slot_runs([3, 4, 5, 1, 2, 0], 22, 4, 6) == [(12, 12), (4, 8), (0, 2)]
+    assert slot_runs([0], 1, 4, 6) == [(0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "n_tokens"), [([6], 4), ([-1], 4), ([1], 5), ([1, 2], 4), ([1], 0), ([], 0)]
+)
+def test_gathering_what_is_not_there_is_refused(blocks: list[int], n_tokens: int) -> None:
+    pool = noisy_pool("float32")
+    with pytest.raises(ValueError):
+        pool.gather(blocks, n_tokens, memoryview(bytearray(n_tokens * pool.geometry.token_bytes)))
+
+
+@pytest.mark.parametrize("n_bytes", [0, 239, 241])
+def test_gathering_into_another_size_is_refused(n_bytes: int) -> None:
+    pool = noisy_pool("float32")
+    assert pool.geometry.token_bytes == 240
+    with pytest.raises(ValueError, match="bytes do not take"):
+        pool.gather([0], 1, memoryview(bytearray(n_bytes)))
+
+
+@pytest.mark.parametrize(
+    ("plane", "blocks", "n_bytes"),
+    [
+        *[(plane, [0], 160) for plane in (-1, 6)],
+        *[(0, [block], 160) for block in (-1, 6)],
+        *[(0, [0], n_bytes) for n_bytes in (0, 161, 200)],
+        *[(0, [0, 1], 160), (0, [], 0)],
+    ],
+)
+def test_scattering_to_what_is_not_there_is_refused(
+    plane: int, blocks: list[int], n_bytes: int
+) -> None:
+    with pytest.raises(ValueError):
+        noisy_pool("float32").scatter(plane, blocks, memoryview(bytearray(n_bytes)))
