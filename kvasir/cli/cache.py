@@ -110,15 +110,22 @@ def clear(
     """Forget what is stored. Nothing is lost but time: it is computed anew when it is needed."""
     config = _config(home, config_file, tier)
 
+    from kvasir.cli import show
     from kvasir.cli.stored import open_stored
     from kvasir.cli.stored_text import sizes_text
 
     with open_stored(config) as stored:
-        if not yes and sys.stdin.isatty():
+        if not yes and _on_a_terminal():
             print(sizes_text(_narrowed(stored.show(), tier, tenant)), file=sys.stderr)
             typer.confirm("forget this?", abort=True, err=True)
         cleared = stored.clear(tier, tenant)
-    print(json.dumps({"cleared": cleared}) if as_json else f"{cleared:,} records cleared")
+    print(
+        json.dumps({"cleared": cleared}) if as_json else f"{show.count(cleared, 'record')} cleared"
+    )
+
+
+def _on_a_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _config(home: object, config_file: object, tier: str | None = None) -> Config:

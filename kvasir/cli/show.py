@@ -20,6 +20,11 @@ def size(n_bytes: float) -> str:
     return f"{n_bytes / _GIB:,.1f} GiB" if n_bytes >= _GIB else f"{n_bytes / _MIB:,.0f} MiB"
 
 
+def count(n: int, noun: str) -> str:
+    """``n`` of what ``noun`` names in the singular."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
 def note(text: str) -> None:
     """A line on stderr."""
     print(text, file=sys.stderr, flush=True)

@@ -79,7 +79,9 @@ class ServedKv:
     def verify(self) -> Verified:
         before = self.show()
         n_bytes = sum(record.bytes for record in before.records)
-        show.note(f"the server reads {len(before.records):,} records, {show.size(n_bytes)}")
+        show.note(
+            f"the server reads {show.count(len(before.records), 'record')}, {show.size(n_bytes)}"
+        )
         reply = VerifiedReply.model_validate(self._client.verify_stored())
         return Verified(
             records=len(before.records), bytes=n_bytes, damaged=reply.damaged, unreadable=0

@@ -39,9 +39,9 @@ def sizes_text(reply: CacheReply) -> str:
 
 def damage_text(verified: Verified) -> str:
     """What was read and what was wrong with it."""
-    lines = [f"{verified.records:,} records read again, {show.size(verified.bytes)}"]
+    lines = [f"{show.count(verified.records, 'record')} read again, {show.size(verified.bytes)}"]
     if verified.unreadable:
-        lines.append(f"{verified.unreadable:,} files were no whole records and are gone")
+        lines.append(f"{show.count(verified.unreadable, 'file')} gone: no whole records")
     if verified.damaged:
         lines.append(
             f"{len(verified.damaged):,} were damaged and are gone; what was damaged is never used"

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from kvasir.cli import show
 from kvasir.core.config import Config
 from kvasir.core.realm import Realm
 from kvasir.tiers.folder import Folder, RealFolder
@@ -77,7 +78,8 @@ def stored_lines(report: dict[str, Any]) -> list[str]:
         lines.append(report["problem"])
     if report["unreadable"]:
         lines.append(
-            f"{report['unreadable']:,} files are no whole records; the next start drops them"
+            f"{show.count(report['unreadable'], 'file')} of no use: no whole records; the next start "
+            "drops them"
         )
     if not everything["records"]:
         return lines

@@ -18,6 +18,7 @@ from kvasir.cli.client import (
     _error_of,
     _events_of,
 )
+from kvasir.cli.show import took
 from kvasir.core.errors import ContextTooLong, KvasirError
 
 
@@ -51,6 +52,16 @@ def test_a_whole_stream() -> None:
         AnswerText("lo"),
         AnswerEnd("stop", 10, 7, 2, None),
     ]
+
+
+def test_what_came_from_the_disk_is_told() -> None:
+    usage = json.loads(json.dumps(_USAGE))
+    details = usage["usage"]["prompt_tokens_details"]
+    details["cached_tokens_by_tier"] = {"memory": 3, "disk": 4}
+    (end,) = _events_of(_lines(usage, "[DONE]"))
+    assert isinstance(end, AnswerEnd)
+    assert end.disk_tokens == 4
+    assert "7 reused (4 from disk)" in took(end, first_text_s=1.0, total_s=1.0)
 
 
 def test_the_reason_why_nothing_was_reused_is_kept() -> None:

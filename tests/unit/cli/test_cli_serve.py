@@ -12,8 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from kvasir.cli import compose, main
-from kvasir.cli.serve import announcement
+from kvasir.cli.serve import announcement, kept_lines
 from kvasir.core.geometry import KvGeometry, ModelCard
+from kvasir.core.tiers import Tier, TierStatus
 
 RUN = CliRunner()
 
@@ -56,6 +57,26 @@ def test_with_keys_the_examples_send_one() -> None:
     text = announcement(CARD, GEOMETRY, "http://x", keyed=True)
     assert "authorization: Bearer YOUR_KEY" in text
     assert 'api_key="YOUR_KEY"' in text
+
+
+def test_stored_tiers_are_announced_with_cap_and_place() -> None:
+    sizes = {"used_bytes": 0, "records": 0, "tokens": 0}
+    tiers = [
+        TierStatus(tier=Tier.HOST, cap_bytes=2**31, **sizes),
+        TierStatus(tier=Tier.DISK, cap_bytes=2**34, failure="writing failed", **sizes),
+    ]
+    kept = kept_lines(tiers, Path("/home/kv"))
+    text = announcement(CARD, GEOMETRY, "http://x", keyed=False, kept=kept)
+    assert "  KV in RAM up to 2.0 GiB\n" in text
+    assert "  KV on disk up to 16.0 GiB in /home/kv, but writing failed\n" in text
+    assert kept_lines([], Path("/home/kv")) == ""
+
+
+@pytest.mark.parametrize("flag", ["--disk-gib", "--host-gib"])
+def test_a_size_out_of_range_is_refused(flag: str) -> None:
+    result = RUN.invoke(main.app, ["serve", flag, "-2"])
+    assert result.exit_code == 1
+    assert flag[2:].replace("-", "_") in result.stderr
 
 
 def test_no_open_door_without_keys() -> None:
