@@ -43,11 +43,10 @@ def damage_text(verified: Verified) -> str:
     if verified.unreadable:
         lines.append(f"{show.count(verified.unreadable, 'file')} gone: no whole records")
     if verified.damaged:
-        lines.append(
-            f"{len(verified.damaged):,} were damaged and are gone; what was damaged is never used"
-        )
+        damaged = show.count(len(verified.damaged), "record")
+        lines.append(f"{damaged} damaged and gone; what does not verify is never used")
         lines.append(_columns([_row(record) for record in verified.damaged], right={2, 3, 4}))
-        lines.append("damage comes from the disk or its cable: look at the system's log")
+        lines.append("a disk may be failing: look at the system's log")
     elif not verified.unreadable:
         lines.append("all are as they were written")
     return "\n".join(lines)

@@ -77,10 +77,8 @@ def stored_lines(report: dict[str, Any]) -> list[str]:
     if report["problem"]:
         lines.append(report["problem"])
     if report["unreadable"]:
-        lines.append(
-            f"{show.count(report['unreadable'], 'file')} of no use: no whole records; the next start "
-            "drops them"
-        )
+        files = show.count(report["unreadable"], "file")
+        lines.append(f"{files} of no use: no whole records; the next start drops them")
     if not everything["records"]:
         return lines
     older = report["older_format"]
@@ -165,7 +163,8 @@ def _header(folder: Folder, name: str) -> Record:
 
 
 def _sums_line(what: str, sums: dict[str, Any]) -> str:
-    return f"{what}: {sums['records']:,} records, {sums['tokens']:,} tokens, {_gib(sums['bytes'])}"
+    records, tokens = show.count(sums["records"], "record"), show.count(sums["tokens"], "token")
+    return f"{what}: {records}, {tokens}, {_gib(sums['bytes'])}"
 
 
 def _again(sums: dict[str, Any]) -> str:
