@@ -26,6 +26,7 @@ class PowerCut(BaseException):
 class _File:
     kept: bytearray = field(default_factory=bytearray)  # what is on the disk for certain
     seen: bytearray = field(default_factory=bytearray)  # what programs see
+    time_s: float = 0.0  # the disk may have it or not: nobody relies on it
 
 
 @dataclass
@@ -43,16 +44,17 @@ class SimulatedFolder:
     seen: dict[str, _File] = field(default_factory=dict)
     changes: list[tuple[str, _File | None]] = field(default_factory=list)  # not synced
 
-    def names(self) -> list[str]:
+    def names(self) -> list[tuple[str, float]]:
         self._operation()
-        return list(self.seen)
+        found = [(name, file.time_s) for name, file in self.seen.items()]
+        return sorted(found, key=lambda one: one[1])
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[_Writing]:
         self._operation()
         if name in self.seen:
             raise FileExistsError(errno.EEXIST, "it is there", name)
-        file = _File()
+        file = _File(time_s=float(self.done))
         self._set(name, file)
         yield _Writing(self, file)
 
@@ -77,6 +79,12 @@ class SimulatedFolder:
             raise FileNotFoundError(errno.ENOENT, "no such file", name)
         self._set(name, None)
 
+    def touch(self, name: str, time_s: float) -> None:
+        self._operation()
+        if name not in self.seen:
+            raise FileNotFoundError(errno.ENOENT, "no such file", name)
+        self.seen[name].time_s = time_s
+
     def sync(self) -> None:
         self._operation()
         self.kept = dict(self.seen)
@@ -94,7 +102,8 @@ class SimulatedFolder:
         found: dict[str, _File] = {}
         for name, file in names.items():
             content = _torn(file, choose)
-            found[name] = _File(bytearray(content), bytearray(content))
+            time_s = file.time_s if choose(2) else 0.0
+            found[name] = _File(bytearray(content), bytearray(content), time_s)
         return SimulatedFolder(kept=found, seen=dict(found))
 
     def _set(self, name: str, file: _File | None) -> None:

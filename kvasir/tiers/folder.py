@@ -1,7 +1,8 @@
 """One folder as stored KV sees it: the only file operations that it goes through.
 
-Tests put a simulated disk here, which loses, tears and reorders what was not flushed. The real one
-never follows a link, never waits on a FIFO and never leaves the folder: names are plain names.
+``tiers.ram`` puts memory here. Tests put a simulated disk here, which loses, tears and reorders what
+was not flushed. The real one never follows a link, never waits on a FIFO and never leaves the
+folder: names are plain names.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ class Reading(Protocol):
 class Folder(Protocol):
     """A flat folder. Every method may raise ``OSError``."""
 
-    def names(self) -> list[str]:
-        """What is in it, oldest change first."""
+    def names(self) -> list[tuple[str, float]]:
+        """What is in it, each with its time (Unix, seconds): when it was last written or touched.
+        The oldest first."""
         ...
 
     def create(self, name: str) -> contextlib.AbstractContextManager[Writing]:
@@ -62,6 +64,10 @@ class Folder(Protocol):
 
     def remove(self, name: str) -> None:
         """Remove a name that is there."""
+        ...
+
+    def touch(self, name: str, time_s: float) -> None:
+        """Give a file another time; need not survive a power cut."""
         ...
 
     def sync(self) -> None:
@@ -84,10 +90,10 @@ class RealFolder:
         """Let the folder go."""
         os.close(self._fd)
 
-    def names(self) -> list[str]:
+    def names(self) -> list[tuple[str, float]]:
         with os.scandir(self._fd) as entries:
-            found = [(e.stat(follow_symlinks=False).st_mtime_ns, e.name) for e in entries]
-        return [name for _, name in sorted(found)]
+            found = sorted((e.stat(follow_symlinks=False).st_mtime_ns, e.name) for e in entries)
+        return [(name, time_ns / 1e9) for time_ns, name in found]
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[Writing]:
@@ -115,6 +121,10 @@ class RealFolder:
 
     def remove(self, name: str) -> None:
         os.unlink(_plain(name), dir_fd=self._fd)
+
+    def touch(self, name: str, time_s: float) -> None:
+        at_ns = int(time_s * 1e9)
+        os.utime(_plain(name), ns=(at_ns, at_ns), dir_fd=self._fd, follow_symlinks=False)
 
     def sync(self) -> None:
         os.fsync(self._fd)

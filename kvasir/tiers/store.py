@@ -1,14 +1,21 @@
-"""The record store: runs of blocks on a disk, each either right or not there.
+"""The record store: runs of blocks in a folder, each either right or not there.
 
 - A record is written under a temporary name, flushed, given its final name, and the folder is
   flushed. Only then is it in the index and does ``put`` say that it is kept.
 - The files are the index: opening reads every header, and what does not verify is removed and
-  counted. A record is used only after each of its planes has verified against the header.
-- The bytes of all files, those being written included, never exceed the cap.
+  counted. Records of every realm are kept; who asks for one decides whether it is of use.
+- Nothing of a record is passed on before it has verified against the header, and the header
+  against the name. A record that does not verify is removed and counted.
+- The bytes of all files, those being written included, never exceed the cap. (A file that is
+  dropped while it is read is counted no more, and gone once it is closed.)
 - The first error in writing ends writing until the store is opened again; the record is discarded,
   never retried into success. Reading goes on.
 
-One thread at a time. Torch-free.
+One thread may read (``read``, ``verify``, ``use``) while another one writes (``put``, ``drop``). The
+lock guards the index and the counts, never I/O: a record that is dropped while it is read is read
+right, or is said not to be there. A name is free for a new record once its old file is gone.
+
+Torch-free.
 """
 
 from __future__ import annotations
@@ -16,16 +23,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Generator, Mapping
 
 from kvasir.tiers.folder import Folder, Reading, Writing
 from kvasir.tiers.record import (
     PRELUDE,
+    VERSION,
     Buffer,
     Damaged,
     Record,
+    block_digest,
     decode_header,
     encode_header,
     header_size,
@@ -34,8 +43,12 @@ from kvasir.tiers.record import (
 
 log = logging.getLogger(__name__)
 
+Sink = Callable[[int, memoryview], None]
+_Planes = Generator[tuple[int, memoryview], None, None]
+
 _FINAL = re.compile(r"[0-9a-f]{64}\.kv")
 _TEMPORARY = re.compile(r"[0-9a-f]{64}\.part")
+_FIRST_READ_BYTES = 32 * 1024  # holds the header of nearly every record
 
 
 class StoreFull(Exception):
@@ -50,20 +63,25 @@ class RecordStore:
     """Records by name."""
 
     def __init__(self, folder: Folder, cap_bytes: int) -> None:
-        """Open ``folder``. Leftovers of a crash and damaged records are removed, and the oldest
-        records where they exceed ``cap_bytes``. Raises ``OSError`` if it cannot be read at all."""
+        """Open ``folder``. Leftovers of a crash and damaged records are removed, and the records
+        longest unused where all exceed ``cap_bytes``. Raises ``OSError`` if it cannot be read at
+        all."""
         self._folder = folder
         self._cap_bytes = cap_bytes
+        self._changed = threading.Condition()  # guards what follows
         self._records: dict[str, Record] = {}
+        self._used_s: dict[str, float] = {}
+        self._leaving: set[str] = set()  # whose files are being removed
         self._used_bytes = 0
         self._failure = ""
-        self.counts: Counter[str] = Counter()  # kept, damaged, orphans, failed_writes, …
+        self.counts: Counter[str] = Counter()  # kept, damaged, orphans, over_cap, failed_writes
         self._open()
 
     @property
     def records(self) -> Mapping[str, Record]:
-        """What is kept, by name."""
-        return MappingProxyType(self._records)
+        """What is kept now, by name; after opening, longest unused first. A copy."""
+        with self._changed:
+            return dict(self._records)
 
     @property
     def used_bytes(self) -> int:
@@ -80,108 +98,148 @@ class RecordStore:
         """Why nothing is written any more; empty while all is well."""
         return self._failure
 
-    def put(self, record: Record, planes: Sequence[Buffer]) -> str:
-        """Keep ``record`` with its ``planes`` [n_planes][plane_bytes]; its name, once a power cut
-        could not take it away. Raises ``StoreFull`` or ``StoreDegraded``."""
+    def used_s(self, name: str) -> float:
+        """When record ``name`` was last used or written, Unix time. ``KeyError`` if there is none."""
+        with self._changed:
+            return self._used_s[name]
+
+    def put(self, record: Record, planes: Buffer) -> str:
+        """Keep ``record`` with its ``planes`` [n_planes * plane_bytes], one after another; its name,
+        once a power cut could not take it away. Raises ``StoreFull`` or ``StoreDegraded``, and
+        ``ValueError`` where record and planes are not in order."""
+        data = memoryview(planes).cast("B")
+        _check(record, data)
         name = record.name
-        if name in self._records:
-            return name
-        if self._failure:
-            raise StoreDegraded(self._failure)
-        if self._used_bytes + record.file_bytes > self._cap_bytes:
-            raise StoreFull(
-                f"{record.file_bytes} bytes do not fit: {self._used_bytes} of "
-                f"{self._cap_bytes} are in use"
-            )
-        if [memoryview(plane).nbytes for plane in planes] != [record.plane_bytes] * record.n_planes:
-            raise ValueError("the planes are not of the size that the record says")
-        self._used_bytes += record.file_bytes
+        with self._changed:
+            self._changed.wait_for(lambda: name not in self._leaving)
+            if name in self._records:
+                return name
+            if self._failure:
+                raise StoreDegraded(self._failure)
+            if self._used_bytes + record.file_bytes > self._cap_bytes:
+                raise StoreFull(
+                    f"{record.file_bytes} bytes do not fit: {self._used_bytes} of "
+                    f"{self._cap_bytes} are in use"
+                )
+            self._used_bytes += record.file_bytes
         try:
-            self._publish(record, name, planes)
+            self._publish(record, name, data)
         except OSError as error:
             self._fail(record, name, error)
             raise StoreDegraded(self._failure) from error
-        self._records[name] = record
-        self.counts["kept"] += 1
+        with self._changed:
+            self._records[name] = record
+            self._used_s[name] = record.created_s
+            self.counts["kept"] += 1
         return name
 
-    def get(self, name: str, planes: Sequence[memoryview]) -> None:
-        """Read the planes of record ``name`` into ``planes``. Raises ``KeyError`` where there is no
-        such record, and ``Damaged`` where it does not verify: it is removed then, and what
-        ``planes`` hold must not be used."""
-        record = self._records[name]
+    def read(self, name: str, first: int, count: int, sink: Sink) -> None:
+        """Read the blocks ``first`` … ``first + count - 1`` of record ``name``: of plane after plane,
+        call ``sink`` with the plane's index and the bytes of those blocks, which have verified and
+        are valid until it returns.
+
+        Raises ``KeyError`` where there is no such record, ``ValueError`` where it has no such
+        blocks, and ``Damaged`` where something does not verify: the record is removed then, and
+        what the sink was given before must not be used.
+        """
+        record = self._record(name)
+        if first < 0 or count < 1 or first + count > len(record.keys):
+            raise ValueError(f"blocks {first} … {first + count - 1} of {len(record.keys)}")
+        with contextlib.closing(self._planes(record, name, first, count)) as planes:
+            for index, data in planes:
+                sink(index, data)
+
+    def verify(self, name: str) -> None:
+        """Read all of record ``name`` and keep nothing. Raises as ``read`` does."""
+        self.read(name, 0, len(self._record(name).keys), lambda index, data: None)
+
+    def use(self, name: str, now_s: float) -> None:
+        """Remember, beyond a restart too, that ``name`` was of use at ``now_s``; unknown names are
+        ignored."""
+        with self._changed:
+            if name not in self._records:
+                return
+            self._used_s[name] = now_s
         try:
-            with self._folder.open(_final(name)) as file:
-                found, digests = _read_header(file)
-                if not _belongs(found, _final(name)):
-                    raise Damaged("its header is that of another record")
-                for index, (plane, digest) in enumerate(zip(planes, digests, strict=True)):
-                    _read_fully(file, record.planes_at + index * record.plane_bytes, plane)
-                    if plane_digest(name, index, plane) != digest:
-                        raise Damaged(f"plane {index} does not match its digest")
-        except (Damaged, OSError) as error:
-            self.counts["damaged"] += 1
-            log.warning("stored record %s is not used: %s", name[:16], error)
-            self.drop(name)
-            raise Damaged(str(error)) from error
+            self._folder.touch(_final(name), now_s)
+        except OSError as error:  # it is found as one that was not used, at worst
+            log.debug("the time of %s could not be set: %s", name[:16], error)
 
     def drop(self, name: str) -> None:
         """Forget record ``name`` and remove its file; unknown names are ignored."""
-        record = self._records.pop(name, None)
-        if record is None:
-            return
-        if self._remove(_final(name)):
-            self._used_bytes -= record.file_bytes
+        with self._changed:
+            record = self._records.get(name)
+        if record is not None:
+            self._drop(name, record)
 
-    # inside --------------------------------------------------------------------------------------
+    # opening -------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        for file_name in self._folder.names():
+        for file_name, time_s in self._folder.names():
             if _TEMPORARY.fullmatch(file_name):
                 self.counts["orphans"] += 1
                 self._remove(file_name)
             elif _FINAL.fullmatch(file_name):
-                self._take(file_name)
-        for name in list(self._records):  # oldest first
+                self._take(file_name, time_s)
+        for name in list(self._records):  # longest unused first
             if self._used_bytes <= self._cap_bytes:
                 break
             self.counts["over_cap"] += 1
             self.drop(name)
 
-    def _take(self, file_name: str) -> None:
+    def _take(self, file_name: str, time_s: float) -> None:
         try:
             with self._folder.open(file_name) as file:
-                record, _ = _read_header(file)
-            if not _belongs(record, file_name):
-                raise Damaged("it lies under the name of another record")
+                record, _ = _read_header(file, file_name)
         except (Damaged, OSError) as error:
             self.counts["damaged"] += 1
             log.warning("stored record %s is removed: %s", file_name[:16], error)
             self._remove(file_name)
             return
-        self._records[record.name] = record
+        if record.file_bytes > self._cap_bytes:  # all others would have to go for it
+            self.counts["over_cap"] += 1
+            self._remove(file_name)
+            return
+        name = record.name
+        self._records[name] = record
+        self._used_s[name] = time_s
         self._used_bytes += record.file_bytes
 
-    def _publish(self, record: Record, name: str, planes: Sequence[Buffer]) -> None:
-        digests = [plane_digest(name, index, plane) for index, plane in enumerate(planes)]
+    # writing -------------------------------------------------------------------------------------
+
+    def _publish(self, record: Record, name: str, data: memoryview) -> None:
+        header = encode_header(record, _digests(record, name, data))
         with self._folder.create(_temporary(name)) as file:
-            _write_fully(file, encode_header(record, digests))
-            for plane in planes:
-                _write_fully(file, plane)
+            _write_fully(file, header)
+            _write_fully(file, data)
             file.sync()
         self._folder.rename(_temporary(name), _final(name))
         self._folder.sync()
 
     def _fail(self, record: Record, name: str, error: OSError) -> None:
         """Discard what was begun. Where even that fails, its bytes stay counted."""
-        self._failure = f"writing KV failed ({error.strerror or error}); restart to try again"
-        self.counts["failed_writes"] += 1
+        gone = [self._remove(file_name) for file_name in (_temporary(name), _final(name))]
+        with self._changed:
+            self._failure = f"writing KV failed ({error.strerror or error}); restart to try again"
+            self.counts["failed_writes"] += 1
+            if all(gone):
+                self._used_bytes -= record.file_bytes
         log.error("%s", self._failure)
-        gone = True
-        for file_name in (_temporary(name), _final(name)):
-            gone = self._remove(file_name) and gone
-        if gone:
-            self._used_bytes -= record.file_bytes
+
+    def _drop(self, name: str, record: Record) -> bool:
+        """Forget ``record`` and remove its file; False if it has been dropped already."""
+        with self._changed:
+            if self._records.get(name) is not record:
+                return False
+            del self._records[name], self._used_s[name]
+            self._leaving.add(name)
+        gone = self._remove(_final(name))
+        with self._changed:
+            self._leaving.discard(name)
+            if gone:
+                self._used_bytes -= record.file_bytes
+            self._changed.notify_all()
+        return True
 
     def _remove(self, file_name: str) -> bool:
         """Whether ``file_name`` is gone."""
@@ -192,6 +250,79 @@ class RecordStore:
             log.warning("%s could not be removed: %s", file_name[:16], error)
             return False
         return True
+
+    # reading -------------------------------------------------------------------------------------
+
+    def _record(self, name: str) -> Record:
+        with self._changed:
+            return self._records[name]
+
+    def _planes(self, record: Record, name: str, first: int, count: int) -> _Planes:
+        """Of each plane its index and the verified bytes of some blocks, in one buffer after
+        another's. What the caller raises meanwhile is no damage."""
+        try:
+            with self._folder.open(_final(name)) as file:
+                _, digests = _read_header(file, _final(name))
+                cut = _planes_v1 if record.version == 1 else _planes_v2
+                yield from cut(file, record, name, digests, first, count)
+        except (Damaged, OSError) as error:
+            if not self._drop(name, record):
+                raise KeyError(name) from error  # it was dropped meanwhile
+            with self._changed:
+                self.counts["damaged"] += 1
+            log.warning("stored record %s is not used: %s", name[:16], error)
+            raise Damaged(str(error)) from error
+
+
+def _planes_v2(
+    file: Reading, record: Record, name: str, digests: list[bytes], first: int, count: int
+) -> _Planes:
+    offset, n_bytes = record.block_span(first, count)
+    spans = [(block, *record.block_span(block, 1)) for block in range(first, first + count)]
+    data = memoryview(bytearray(n_bytes))
+    for plane in range(record.n_planes):
+        _read_fully(file, record.planes_at + plane * record.plane_bytes + offset, data)
+        for block, at, size in spans:
+            found = block_digest(name, plane, block, data[at - offset : at - offset + size])
+            if found != digests[plane * len(record.keys) + block]:
+                raise Damaged(f"block {block} of plane {plane} does not match its digest")
+        yield plane, data.toreadonly()
+
+
+def _planes_v1(
+    file: Reading, record: Record, name: str, digests: list[bytes], first: int, count: int
+) -> _Planes:
+    """One digest for a plane: all of it is read, whichever part is asked for."""
+    offset, n_bytes = record.block_span(first, count)
+    whole = memoryview(bytearray(record.plane_bytes))
+    for plane, digest in enumerate(digests):
+        _read_fully(file, record.planes_at + plane * record.plane_bytes, whole)
+        if plane_digest(name, plane, whole) != digest:
+            raise Damaged(f"plane {plane} does not match its digest")
+        yield plane, whole[offset : offset + n_bytes].toreadonly()
+
+
+def _check(record: Record, data: memoryview) -> None:
+    if record.version != VERSION:
+        raise ValueError(f"records of version {record.version} are read, not written")
+    try:
+        record.check()
+    except Damaged as error:
+        raise ValueError(f"no record can be like this: {error}") from error
+    if data.nbytes != record.n_planes * record.plane_bytes:
+        raise ValueError("the planes are not of the size that the record says")
+
+
+def _digests(record: Record, name: str, data: memoryview) -> list[bytes]:
+    """Of each block of each plane, plane after plane."""
+    spans = [record.block_span(block, 1) for block in range(len(record.keys))]
+    found = []
+    for plane in range(record.n_planes):
+        begin = plane * record.plane_bytes
+        for block, (at, size) in enumerate(spans):
+            part = data[begin + at : begin + at + size]
+            found.append(block_digest(name, plane, block, part))
+    return found
 
 
 def _belongs(record: Record, file_name: str) -> bool:
@@ -227,16 +358,23 @@ def _read_fully(file: Reading, offset: int, into: memoryview) -> None:
         rest = rest[got:]
 
 
-def _read_header(file: Reading) -> tuple[Record, list[bytes]]:
-    """The header, and that the file has the size that it claims."""
-    prelude = bytearray(PRELUDE.size)
-    _read_fully(file, 0, memoryview(prelude))
-    size = header_size(prelude)
+def _read_header(file: Reading, file_name: str) -> tuple[Record, list[bytes]]:
+    """The header and its digests, once it is sure that the file has the size and the name that the
+    header claims."""
+    begin = memoryview(bytearray(min(file.size, _FIRST_READ_BYTES)))
+    _read_fully(file, 0, begin)
+    if len(begin) < PRELUDE.size:
+        raise Damaged("it is shorter than a header")
+    size = header_size(begin[: PRELUDE.size])
     if size > file.size:
         raise Damaged("it is shorter than its header")
     header = bytearray(size)
-    _read_fully(file, 0, memoryview(header))
+    header[: len(begin)] = begin[:size]
+    if size > len(begin):
+        _read_fully(file, len(begin), memoryview(header)[len(begin) :])
     record, digests = decode_header(header)
     if record.file_bytes != file.size:
         raise Damaged(f"it has {file.size} bytes, its header says {record.file_bytes}")
+    if not _belongs(record, file_name):
+        raise Damaged("its header is that of another record")
     return record, digests
