@@ -7,11 +7,13 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from realms import realm
+
 from kvasir.core.clock import VirtualClock
 from kvasir.core.costs import StepCosts
 from kvasir.core.events import Event, Finished, FinishReason, Refused, Started, Token
 from kvasir.core.geometry import KvGeometry
-from kvasir.core.plans import StepPlan, StepResult
+from kvasir.core.plans import Audit, StepPlan, StepResult
 from kvasir.core.ports import Interrupted, Runner, never
 from kvasir.core.requests import GREEDY, Request, Sampling
 from kvasir.engine.engine import Engine
@@ -62,7 +64,7 @@ class VirtualEngine:
     ) -> None:
         self.geometry = geometry(n_blocks, block_tokens)
         self.clock = VirtualClock()
-        self.cache = KvCache(self.geometry, "virtual")
+        self.cache = KvCache(self.geometry, realm(self.geometry))
         self.slots = array("Q", [POISON]) * (n_blocks * block_tokens)
         self.tagged = TaggedRunner(self.slots, block_tokens, costs=costs, clock=self.clock)
         bounds = {"window": n_blocks * block_tokens, "answer_room_tokens": 2 * block_tokens}
@@ -176,6 +178,9 @@ class FailingRunner:
         if callable(self.fails) and self.fails(plan):
             raise RuntimeError("planted fault")
         return self.inner.run(plan, interrupted)
+
+    def audit(self, audit: Audit) -> bool:
+        return self.inner.audit(audit)
 
     def rest(self) -> bool:
         return self.inner.rest()

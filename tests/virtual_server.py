@@ -19,6 +19,7 @@ import httpx2
 import tokenizers
 import uvicorn
 from fastapi import FastAPI
+from realms import realm
 from tokenizers import decoders, models, pre_tokenizers
 
 from kvasir.core.clock import SystemClock
@@ -129,7 +130,7 @@ def make_engine(
         n_blocks=n_blocks,
     )
     clock = SystemClock()
-    cache = KvCache(geometry, "virtual")
+    cache = KvCache(geometry, realm(geometry))
     slots = array("Q", [POISON]) * (n_blocks * BLOCK_TOKENS)
     runner = PacedRunner(slots, BLOCK_TOKENS, vocab_size=PRINTABLE)
     bounds = SchedLimits(window=window, **limits)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from kvasir.bench.machine import describe
 from kvasir.core.clock import VirtualClock
 from kvasir.core.geometry import KvGeometry
+from kvasir.core.realm import Realm
 from kvasir.core.requests import Request
 from kvasir.kv.cache import KvCache
 from kvasir.sched.limits import Limits
@@ -54,7 +55,9 @@ def measure_us(n_tokens: int) -> float:
         n_blocks=N_SEQUENCES * (n_tokens // 64 + 32),
     )
     clock = VirtualClock()
-    cache = KvCache(geometry, "planning")
+    cache = KvCache(
+        geometry, Realm(weights="", numerics="planning", tokenizer="", layout=geometry.layout_id)
+    )
     sched = Scheduler(cache, Limits(window=n_tokens + 2 * N_STEPS), clock)
     runner = VirtualRunner(clock=clock)
     sched.take(_submit(cache, n_tokens, i) for i in range(N_SEQUENCES))

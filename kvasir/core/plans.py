@@ -48,6 +48,18 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """Compute ``tokens`` at positions ``start`` onwards into block ``scratch``, behind the blocks
+    ``before``, and compare with what block ``block`` holds."""
+
+    before: tuple[Run, ...]
+    start: int
+    tokens: tuple[int, ...]
+    block: int
+    scratch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Join:
     """A sequence that the runner has not met, or has forgotten (after a preemption).
 

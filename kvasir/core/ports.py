@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kvasir.core.events import Event
-from kvasir.core.plans import StepPlan, StepResult
+from kvasir.core.plans import Audit, StepPlan, StepResult
 from kvasir.core.requests import Request
 from kvasir.core.tiers import KeptRecord, Tier, TierStatus
 
@@ -36,6 +36,11 @@ class Runner(Protocol):
         exception means that the step as a whole failed. Where ``interrupted`` says so and the rest
         of the step would last longer than ``plan.patience_s``, the step is given up.
         """
+        ...
+
+    def audit(self, audit: Audit) -> bool:
+        """Compute a block again; whether it is what it should be, within the bound that this
+        runner's arithmetic needs."""
         ...
 
     def rest(self) -> bool:

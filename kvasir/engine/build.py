@@ -22,6 +22,7 @@ from kvasir.core.requests import GREEDY
 from kvasir.engine.client import EngineClient
 from kvasir.engine.engine import Engine
 from kvasir.engine.runner import TorchRunner
+from kvasir.engine.storage import open_storage
 from kvasir.engine.survey import Choice, Survey, model_cache, survey
 from kvasir.kv.cache import KvCache
 from kvasir.model.decoder import Decoder
@@ -84,7 +85,21 @@ def _engine(config: Config, plan: Survey) -> EngineClient:
         decoder = Decoder(files.spec, lambda name: files.tensor(name, dtype, device), dtype, device)
     runner = TorchRunner(decoder, pool, plan.attention.plan)
     clock = SystemClock()
-    cache = KvCache(plan.geometry, plan.card.numerics_id)
+    told: list[EngineClient] = []  # whom the mover wakes
+
+    def moves_ended() -> None:
+        for client in told:
+            client.moves_ended()
+
+    storage = open_storage(
+        config, plan.realm, plan.geometry, pool, plan.host_cap, moves_ended, clock
+    )
+    cache = KvCache(
+        plan.geometry,
+        plan.realm,
+        stored=storage.stored if storage is not None else None,
+        audit_one_in=config.audit_one_in,
+    )
     limits = Limits.of(config, plan.card.window, plan.geometry.n_layers)
     sched = Scheduler(cache, limits, clock)
 
@@ -92,7 +107,14 @@ def _engine(config: Config, plan: Survey) -> EngineClient:
         torch.set_num_threads(plan.threads)  # OpenMP keeps the number per calling thread
         _warm_up(runner, plan.geometry, plan.card.window)
 
-    return EngineClient(Engine(sched, runner, clock), clock, prepare=prepare)
+    client = EngineClient(
+        Engine(sched, runner, clock),
+        clock,
+        prepare=prepare,
+        close=storage.close if storage is not None else None,
+    )
+    told.append(client)
+    return client
 
 
 @contextlib.contextmanager

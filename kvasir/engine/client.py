@@ -10,17 +10,25 @@ import dataclasses
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import TypeVar
 
 from kvasir.core.clock import Clock
 from kvasir.core.errors import EngineStopped
 from kvasir.core.events import Event, Finished, FinishReason, Refused, Usage
 from kvasir.core.ports import Deliver, EngineStatus
 from kvasir.core.requests import Request
+from kvasir.core.tiers import KeptRecord, Tier
 from kvasir.engine.engine import Engine
 from kvasir.sched.scheduler import Abort, Command, Submit
 
 log = logging.getLogger(__name__)
+
+_STOPPING_WAIT_S = 0.02
+_SAVING_S = 10.0  # that the end of the engine may take to save what is still unsaved
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(slots=True)
@@ -41,13 +49,18 @@ class EngineClient:
         clock: Clock,
         *,
         prepare: Callable[[], None] | None = None,
+        close: Callable[[float], None] | None = None,
     ) -> None:
-        """``prepare`` runs first on the engine's thread (thread-bound set-up, warm-up steps)."""
+        """``prepare`` runs first on the engine's thread (thread-bound set-up, warm-up steps), and
+        ``close`` last, with the seconds that it may take."""
         self._engine = engine
         self._clock = clock
         self._prepare = prepare
+        self._close = close
         self._wake = threading.Condition()
         self._inbox: deque[Command] = deque()
+        self._calls: deque[Callable[[], None]] = deque()  # to be made between two steps
+        self._moved = False  # whether moves between tiers have ended that no step has seen
         self._callers: dict[str, _Caller] = {}
         self._status = engine.status()
         self._stepped_s = clock.now_s()
@@ -101,6 +114,31 @@ class EngineClient:
             stopping=self._stop_at_s is not None,
         )
 
+    def kept(self) -> Sequence[KeptRecord]:
+        """All records of the stored tiers (see ``core.ports.Engine``)."""
+        return self._call(self._engine.kept)
+
+    def clear(self, tier: Tier | None, namespace_tag: bytes | None) -> int:
+        """Forget stored KV (see ``core.ports.Engine``)."""
+        return self._call(lambda: self._engine.sched.cache.clear(tier, namespace_tag))
+
+    def verify(self) -> Sequence[KeptRecord]:
+        """Read every record again (see ``core.ports.Engine``)."""
+        damaged: Future[Sequence[KeptRecord]] = Future()
+        self._call(lambda: self._engine.verify(damaged.set_result))
+        while True:
+            try:
+                return damaged.result(timeout=1.0)
+            except TimeoutError:
+                if not self._thread.is_alive():
+                    raise EngineStopped("the engine has been stopped") from None
+
+    def moves_ended(self) -> None:
+        """Moves between tiers have ended: the engine is to look, also where it sleeps."""
+        with self._wake:
+            self._moved = True
+            self._wake.notify()
+
     def stop(self, grace_s: float = 0.0) -> None:
         """Take nothing new, let what runs finish for up to ``grace_s`` seconds, then end.
 
@@ -124,6 +162,7 @@ class EngineClient:
                 self._note()
                 self._tell(events)
             self._tell(self._engine.sched.abort_all())
+            self._save_rest()
         except Exception as error:
             log.exception("the engine has failed and takes no more requests")
             self._failure = f"the engine has failed ({type(error).__name__}); restart the server"
@@ -137,15 +176,59 @@ class EngineClient:
         with self._wake:
             while self._nothing_to_do():
                 self._wake.wait()
+            if self._engine.waits and not self._moved and not self._inbox:
+                self._wake.wait(_STOPPING_WAIT_S)  # stopping: what was admitted is finished
+            self._moved = False
+            calls = list(self._calls)
+            self._calls.clear()
             if self._stop_at_s is not None:
                 self._engine.sched.stop()
             commands = list(self._inbox)
             self._inbox.clear()
             self._taken = sum(c.request.n for c in commands if isinstance(c, Submit))
+        for call in calls:
+            call()
         return commands
 
     def _nothing_to_do(self) -> bool:
-        return not self._inbox and self._engine.idle and self._stop_at_s is None
+        if self._inbox or self._calls or self._moved or self._stop_at_s is not None:
+            return False
+        return self._engine.idle or self._engine.waits
+
+    def _call(self, function: Callable[[], T]) -> T:
+        """What ``function`` gives, called on the engine's thread between two steps. Raises
+        ``EngineStopped`` where that has ended."""
+        result: Future[T] = Future()
+
+        def call() -> None:
+            try:
+                result.set_result(function())
+            except Exception as error:
+                result.set_exception(error)
+
+        with self._wake:
+            if self._ended:
+                raise EngineStopped(self._failure or "the engine has been stopped")
+            self._calls.append(call)
+            self._wake.notify()
+        while True:
+            try:
+                return result.result(timeout=1.0)
+            except TimeoutError:
+                if not self._thread.is_alive():
+                    raise EngineStopped("the engine has been stopped") from None
+
+    def _save_rest(self) -> None:
+        """Have what is still to be saved saved, for a while: nothing else is done any more."""
+        until_s = self._clock.now_s() + _SAVING_S
+        while self._engine.sched.cache.saving and self._clock.now_s() < until_s:
+            with self._wake:
+                if not self._moved:
+                    self._wake.wait(_STOPPING_WAIT_S)
+                self._moved = False
+            self._engine.sched.cache.poll()
+        if self._close is not None:
+            self._close(max(0.0, until_s - self._clock.now_s()))
 
     def _finished(self) -> bool:
         with self._wake:

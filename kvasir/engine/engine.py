@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from kvasir.core.clock import Clock
 from kvasir.core.events import Event, FinishReason, RefusalKind
 from kvasir.core.plans import Fault, StepPlan, StepResult
 from kvasir.core.ports import EngineStatus, Interrupted, Runner, never
+from kvasir.core.tiers import KeptRecord
+from kvasir.kv.verification import Verification
 from kvasir.sched.scheduler import Command, Scheduler
 
 log = logging.getLogger(__name__)
@@ -30,11 +32,18 @@ class Engine:
         self._clock = clock
         self._check_every_s = check_every_s
         self._checked_s = -check_every_s
+        self._verifications: list[Verification] = []
+        self._waits = False
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to compute."""
         return self.sched.idle
+
+    @property
+    def waits(self) -> bool:
+        """Whether all that is left to compute needs stored KV that is on its way."""
+        return self._waits
 
     def step(
         self, commands: Iterable[Command] = (), interrupted: Interrupted = never
@@ -42,8 +51,11 @@ class Engine:
         """One step; says everything that happened, in order. A long step is given up when
         ``interrupted`` says that further commands have come."""
         events = self.sched.take(commands)
+        self._poll()
+        self._waits = False
         if not self.sched.idle:
             plan = self.sched.plan()
+            self._waits = plan.empty and self.sched.cache.loading
             result = self._run(plan, interrupted)
             events += self.sched.commit(plan, result)
         if self.sched.idle and self._clock.now_s() - self._checked_s >= self._check_every_s:
@@ -53,7 +65,17 @@ class Engine:
 
     def rest(self) -> bool:
         """A little of what is best done while idle; False when nothing is left of it."""
-        return self._runner.rest()
+        if self._runner.rest():
+            return True
+        return self.idle and self.sched.cache.audit(self._runner.audit)
+
+    def verify(self, ended: Callable[[Sequence[KeptRecord]], None]) -> None:
+        """Have every stored record read again; ``ended`` is told those that did not verify."""
+        self._verifications.append(Verification(self.sched.cache.stored, ended))
+
+    def kept(self) -> list[KeptRecord]:
+        """All records of the stored tiers."""
+        return self.sched.cache.stored.kept()
 
     def status(self) -> EngineStatus:
         """A snapshot; ``engine.client`` adds what concerns its thread."""
@@ -72,10 +94,21 @@ class Engine:
             preemptions=counts["preemptions"],
             steps_given_up=counts["steps_given_up"],
             evicted_blocks=cache.evicted_blocks,
+            reused_by_tier=dict(self.sched.reused_by_tier),
+            restored_blocks=cache.restored_blocks,
+            audited_blocks=cache.auditor.audited_blocks,
+            audit_failures=cache.auditor.failures,
+            tiers=cache.tiers(),
             finished={reason: counts[f"finished_{reason}"] for reason in FinishReason},
             refused={kind: counts[f"refused_{kind}"] for kind in RefusalKind},
             cost_coefficients=self.sched.costs.coefficients,
         )
+
+    def _poll(self) -> None:
+        for moved in self.sched.cache.poll():
+            for verification in self._verifications:
+                verification.moved(moved)
+        self._verifications = [v for v in self._verifications if not v.done]
 
     def _run(self, plan: StepPlan, interrupted: Interrupted) -> StepResult:
         try:

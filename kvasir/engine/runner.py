@@ -7,6 +7,7 @@ the first attempt left. The host's work grows with sequences and new tokens, not
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,17 @@ from torch import Tensor
 
 from kvasir.attention.batch import Planner, describe
 from kvasir.core.events import TokenScore
-from kvasir.core.plans import Fault, Join, PromptScores, Run, Sampled, StepPlan, StepResult, Work
+from kvasir.core.plans import (
+    Audit,
+    Fault,
+    Join,
+    PromptScores,
+    Run,
+    Sampled,
+    StepPlan,
+    StepResult,
+    Work,
+)
 from kvasir.core.ports import Interrupted, never
 from kvasir.core.requests import Sampling
 from kvasir.engine.sampler import Past, Row, sample, score
@@ -27,6 +38,11 @@ from kvasir.kernels.paging import BlockTable, Span
 from kvasir.model.decoder import Decoder
 from kvasir.tiers.device import DevicePool
 
+log = logging.getLogger(__name__)
+
+# Of a plane's root mean square, by which a block may differ that was computed in other chunks: sums
+# are then taken in another order, and bfloat16 keeps 8 bits (docs/measurements has the figures).
+AUDIT_BOUND = 0.05
 _SCORE_BYTES = 64 * 2**20  # of float32 logits at a time while a prompt is scored
 
 
@@ -123,6 +139,19 @@ class TorchRunner:
             prompt_scores=tuple(s for s in scores if s.seq not in broken),
             faults=tuple(faults),
         )
+
+    def audit(self, audit: Audit) -> bool:
+        """Compute a block again, and compare its planes with what it holds."""
+        tokens = torch.tensor(audit.tokens, dtype=torch.int64, device=self._pool.device)
+        table = BlockTable(self._pool.geometry.block_tokens, self._pool.device)
+        table.append(self._checked((*audit.before, Run(audit.scratch, 1))))
+        span = Span(0, len(audit.tokens), audit.start, table)
+        with torch.inference_mode():
+            batch = describe([span], self._planner, self._decoder.windows, self._pool.device)
+            self._decoder.forward(tokens, batch, self._pool, None)
+            found = self._pool.difference(audit.block, audit.scratch, len(audit.tokens))
+        log.info("a restored block differs by %.2g from what computing gives", found)
+        return found <= AUDIT_BOUND
 
     def rest(self) -> bool:
         """Have memory ready for the next prompt."""

@@ -16,11 +16,13 @@ from kvasir.attention import backend
 from kvasir.core.config import Config
 from kvasir.core.errors import ConfigError, DoesNotFit
 from kvasir.core.geometry import KvGeometry, ModelCard
+from kvasir.core.realm import Realm
 from kvasir.engine.machine import Machine, describe_machine
+from kvasir.engine.storage import Cap, disk_cap, host_cap
 from kvasir.kernels.linear import against_packing
 from kvasir.model.dtype import DtypeChoice, pick_dtype
 from kvasir.model.files import ModelFiles, open_model
-from kvasir.model.fingerprint import fingerprint, numerics_id
+from kvasir.model.fingerprint import fingerprint, numerics_id, tokenizer_id
 from kvasir.model.memory import MemoryNeed, check_fits, estimate, gib, summary
 from kvasir.model.source import is_demonstration, model_name
 from kvasir.model.spec import ModelSpec
@@ -46,6 +48,9 @@ class Survey:
 
     files: ModelFiles
     card: ModelCard
+    realm: Realm
+    host_cap: Cap
+    disk_cap: Cap
     geometry: KvGeometry
     machine: Machine
     device: torch.device
@@ -76,9 +81,24 @@ def survey(config: Config, model: Path, cache: Path | None = None) -> Survey:
     room = _Room(config, files.spec, device, dtype, machine)
     geometry, pool_reason = room.pool()
     pool = f"{gib(geometry.pool_bytes)}, {geometry.pool_tokens:,} tokens"
+    card = _card(config, files, dtype, geometry, room.window)
+    disk = disk_cap(config)
+    host = host_cap(
+        config,
+        device_has_memory=device.type != "cpu",
+        available_bytes=machine.available_bytes,
+    )
     return Survey(
         files=files,
-        card=_card(config, files, dtype, geometry, room.window, cache),
+        card=card,
+        realm=Realm(
+            weights=fingerprint(files.identity_files(), cache),
+            numerics=card.numerics_id,
+            tokenizer=tokenizer_id(files.path, files.metadata, cache),
+            layout=geometry.layout_id,
+        ),
+        host_cap=host,
+        disk_cap=disk,
         geometry=geometry,
         machine=machine,
         device=device,
@@ -97,6 +117,8 @@ def survey(config: Config, model: Path, cache: Path | None = None) -> Survey:
             Choice("attention", kernel.backend.name, kernel.reasons),
             _projections(device, dtype.dtype),
             Choice("kv pool", pool, (pool_reason,)),
+            Choice("kv in host", gib(host.n_bytes), (host.reason,)),
+            Choice("kv on disk", gib(disk.n_bytes), (disk.reason,)),
             Choice("threads", str(threads), ("set" if config.threads else "one per usable core",)),
         ),
     )
@@ -108,7 +130,6 @@ def _card(
     dtype: DtypeChoice,
     geometry: KvGeometry,
     window: int,
-    cache: Path | None,
 ) -> ModelCard:
     return ModelCard(
         name=model_name(config.model),
@@ -118,8 +139,9 @@ def _card(
         vocab_size=files.spec.vocab_size,
         dtype=dtype.name,
         parameter_bytes=files.parameter_bytes(dtype.dtype),
-        numerics_id=f"{fingerprint(files.identity_files(), cache)}-"
-        + numerics_id(files.spec, dtype=dtype.name, kv_dtype=geometry.dtype, attention="exact"),
+        numerics_id=numerics_id(
+            files.spec, dtype=dtype.name, kv_dtype=geometry.dtype, attention="exact"
+        ),
         demonstration=is_demonstration(config.model),
     )
 

@@ -2,69 +2,70 @@
 
 A sequence holds KV through a ``Lease``. The first ``n_sealed`` entries of its block table belong to
 the prefix tree and are shared; the others are its own, written by nobody else. Every block is at
-any time in exactly one place: free, in one lease, or in the tree (``check`` proves it).
+any time in exactly one place: free, in one lease, in one restore, or in the tree (``check`` proves
+it). What is sealed is copied to the stored tiers in the background, and comes back from there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Sequence
 
+from kvasir.core.costs import CostFit, StepShape
 from kvasir.core.events import Miss
 from kvasir.core.geometry import KvGeometry
-from kvasir.core.plans import Copy, Run, as_runs
+from kvasir.core.plans import Audit, Copy
+from kvasir.core.realm import Realm, namespace_tag
+from kvasir.core.tiers import Tier, TierStatus
+from kvasir.kv.audit import Auditor
+from kvasir.kv.blocks import DeviceBlocks
+from kvasir.kv.conservation import check_places, check_tree
 from kvasir.kv.keys import NO_PARENT, KeyChain
-from kvasir.kv.pool import BlockPool
+from kvasir.kv.lease import Lease, Match, chain_of, kept_token, taken_from
+from kvasir.kv.moves import Moved, NoMover
+from kvasir.kv.restore import Restore
+from kvasir.kv.restorer import Restorer
+from kvasir.kv.saver import Saver
+from kvasir.kv.stored import StoredTiers
 from kvasir.kv.tree import Node, PrefixTree
 
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """What of a prompt is in the cache: whole blocks, then the beginning of one more."""
-
-    n_blocks: int
-    n_tokens: int  # whole blocks and the partial one together
-    partial: Node | None
-    miss: Miss | None  # why nothing was found; None where something was
-
-
-class Lease:
-    """One sequence's hold on KV. Made by ``KvCache.admit``; the cache alone changes it."""
-
-    __slots__ = ("blocks", "chain", "copied_from", "dirty_from", "keys", "n_sealed", "node", "root")
-
-    def __init__(self, chain: KeyChain, root: Node, keys: list[bytes]) -> None:
-        self.chain = chain
-        self.root = root
-        self.keys = keys  # of the full blocks known so far, matched or not
-        self.node = root  # the deepest node of the tree that this lease pins
-        self.n_sealed = 0
-        self.blocks: list[int] = []
-        self.dirty_from = 0  # the runner's copy of the table is right up to here
-        self.copied_from: Node | None = None  # pinned until the copy has been made
-
-    def take_changes(self) -> tuple[int, tuple[Run, ...]]:
-        """(entries to keep, runs to append): the table's changes since the last call."""
-        keep, self.dirty_from = self.dirty_from, len(self.blocks)
-        return keep, as_runs(self.blocks[keep:])
+log = logging.getLogger(__name__)
 
 
 class KvCache:
-    """Where the KV of which tokens is; reserves, seals, shares and evicts blocks."""
+    """Where the KV of which tokens is; reserves, seals, shares, saves, restores and evicts."""
 
-    def __init__(self, geometry: KvGeometry, numerics_id: str) -> None:
+    def __init__(
+        self,
+        geometry: KvGeometry,
+        realm: Realm,
+        *,
+        fit: CostFit | None = None,
+        stored: StoredTiers | None = None,
+        audit_one_in: int = 0,
+    ) -> None:
+        """``fit`` says what computing costs. Without ``stored`` the device is the only tier. One in
+        ``audit_one_in`` restored blocks is compared (0: none)."""
         self.geometry = geometry
-        self._numerics_id = numerics_id
-        self._pool = BlockPool(geometry.n_blocks)
-        self._tree = PrefixTree()
+        self.realm = realm
+        self.fit = fit or CostFit()
+        self.stored = stored or StoredTiers((), NoMover(), geometry, record_bytes=lambda *_: 0)
+        self._tree = PrefixTree(geometry.n_blocks, worth_s=self._worth_s)
+        self._device = DeviceBlocks(geometry.n_blocks, self._tree)
         self._leases: set[Lease] = set()
+        self._reload_s = self.stored.reload_s()  # of one block, as measured last
+        self.auditor = Auditor(self._device, audit_one_in)
+        self._restorer = Restorer(self._device, self.stored, self._compute_s, self.auditor.restored)
+        self._saver = Saver(self._device, self.stored, self._compute_s)
 
     # what there is -------------------------------------------------------------------------------
 
     @property
     def free_blocks(self) -> int:
         """Blocks that hold nothing."""
-        return self._pool.n_free
+        return self._device.pool.n_free
 
     @property
     def idle_blocks(self) -> int:
@@ -76,9 +77,39 @@ class KvCache:
         """Blocks evicted so far."""
         return self._tree.evicted_blocks
 
+    @property
+    def restored_blocks(self) -> int:
+        """Blocks that came back from a stored tier so far."""
+        return self._restorer.restored_blocks
+
+    @property
+    def loading(self) -> bool:
+        """Whether stored KV is on its way into the pool."""
+        return self._restorer.moving
+
+    @property
+    def saving(self) -> bool:
+        """Whether something is still to be copied to a stored tier."""
+        return not self._saver.idle
+
+    def tiers(self) -> tuple[TierStatus, ...]:
+        """How each stored tier is doing."""
+        unsaved = self._saver.unsaved_blocks
+        return tuple(
+            dataclasses.replace(
+                status,
+                used_bytes=self.stored.shelf(status.tier).used_bytes,
+                records=self.stored.shelf(status.tier).n_records,
+                tokens=self.stored.shelf(status.tier).n_tokens,
+                evicted_records=self.stored.shelf(status.tier).evicted_records,
+                unsaved_blocks=unsaved[status.tier],
+            )
+            for status in self.stored.mover.status()
+        )
+
     def chain(self, namespace: bytes) -> KeyChain:
-        """The maker of block keys for ``namespace`` under this cache's numerics and layout."""
-        return KeyChain(namespace, self._numerics_id, self.geometry.layout_id)
+        """The maker of block keys for ``namespace`` in this cache's realm."""
+        return KeyChain(namespace, self.realm)
 
     def matched_blocks(self, keys: Sequence[bytes], n_tokens: int, known: int = 0) -> int:
         """Whole blocks of a prompt of ``n_tokens`` that could be shared now; changes nothing.
@@ -91,14 +122,108 @@ class KvCache:
     def match(
         self, namespace: bytes, tokens: Sequence[int], keys: Sequence[bytes], known: int = 0
     ) -> Match:
-        """The longest beginning of ``tokens`` that is in the cache, at most ``len - 1`` tokens."""
+        """The longest beginning of ``tokens`` that is in the pool, at most ``len - 1`` tokens."""
         size = self.geometry.block_tokens
         depth = self.matched_blocks(keys, len(tokens), known)
         node = self._node_at(namespace, keys, depth)
         rest = tokens[depth * size : min(len(tokens) - 1, (depth + 1) * size)]
         partial, length = self._tree.closest_child(node, rest)
         found = depth * size + length
-        return Match(depth, found, partial, None if found else self._miss(namespace, tokens, keys))
+        miss = None if found else self._miss(namespace, tokens, keys)
+        return Match(depth, found, partial, miss, kept_token(node, partial, length))
+
+    # tiers ---------------------------------------------------------------------------------------
+
+    def poll(self) -> list[Moved]:
+        """Take note of moves that have ended, and begin others. What was nobody's move here is
+        returned."""
+        others = [
+            moved
+            for moved in self.stored.mover.take_moved()
+            if not self._restorer.moved(moved) and not self._saver.moved(moved)
+        ]
+        self._restorer.adopt()
+        self._saver.issue()
+        self._reload_s = self.stored.reload_s()
+        return others
+
+    def brings(self, key: bytes) -> bool:
+        """Whether the block ``key`` is on its way into the pool."""
+        return self._restorer.brings(key)
+
+    def restore(
+        self,
+        namespace: bytes,
+        tokens: Sequence[int],
+        keys: Sequence[bytes],
+        *,
+        known: int = 0,
+        spare_blocks: int = 0,
+    ) -> Restore | None:
+        """Begin to bring back what is stored of ``tokens``; None where nothing is, where computing
+        it takes less time, or where there is no room for it beside ``spare_blocks`` now."""
+        depth = self.matched_blocks(keys, len(tokens), known)
+        node = self._node_at(namespace, keys, depth)
+        size = self.geometry.block_tokens
+        rest = tokens[depth * size : min(len(tokens) - 1, (depth + 1) * size)]
+        _, partial = self._tree.closest_child(node, rest)
+        return self._restorer.begin(namespace, tokens, keys, node, depth, partial, spare_blocks)
+
+    def worth_meeting(self, restore: Restore, computed: int) -> bool:
+        """Whether the beginning of ``restore`` is better computed than waited for, by somebody who
+        has computed up to position ``computed``."""
+        return self._restorer.split(restore, computed) > 0
+
+    def meet(self, lease: Lease, restore: Restore, computed: int) -> None:
+        """Have ``lease`` compute towards ``restore``, as far as that is worth it."""
+        if restore.done:
+            return
+        lease.restore = restore
+        self._restorer.leave(restore, self._restorer.split(restore, computed))
+
+    def follow(self, lease: Lease, tokens: Sequence[int], computed: int) -> int:
+        """Share what has come to be in the tree right behind the ``computed`` tokens of ``lease``;
+        how many are computed with it. At most ``len - 1`` tokens."""
+        size = self.geometry.block_tokens
+        while computed == lease.n_sealed * size and computed + size < len(tokens):
+            if lease.n_sealed >= len(lease.keys):
+                break
+            node = self._tree.get(lease.keys[lease.n_sealed])
+            if node is None:
+                break
+            self._share(lease, node)
+            lease.reused_by_tier[taken_from(node)] += size
+            computed += size
+        if lease.restore is not None and lease.restore.done:
+            lease.restore = None
+        return computed
+
+    def audit(self, compare: Callable[[Audit], bool]) -> bool:
+        """Have one restored block computed again; False where none is waiting for it. A block that
+        is not right is forgotten in every tier. To be called while no lease is held."""
+        finding = self.auditor.compare_one(compare)
+        if finding is None:
+            return False
+        if not finding.right:
+            log.error("AUDIT FAILED: a restored block is not what computing gives; it is discarded")
+            self._discard(finding.node)
+        return True
+
+    def clear(self, tier: Tier | None, tag: bytes | None) -> int:
+        """Forget the records of ``tier`` (None: all) whose namespace has ``tag`` (None: any), and
+        without ``tier`` idle blocks in the pool too; how many records."""
+        n_records = 0
+        for shelf in self.stored.shelves:
+            if tier not in (None, shelf.tier):
+                continue
+            names = [e.name for e in shelf if tag in (None, e.namespace_tag)]
+            for name in names:
+                self.stored.drop(shelf.tier, name)
+            n_records += len(names)
+        if tier is None:
+            gone = self._tree.clear(lambda namespace: tag in (None, namespace_tag(namespace)))
+            self._device.give(gone)
+        return n_records
 
     # a lease's life ------------------------------------------------------------------------------
 
@@ -140,6 +265,7 @@ class KvCache:
             target = lease.blocks[match.n_blocks]
             n_tokens = match.n_tokens - match.n_blocks * self.geometry.block_tokens
             copy = Copy(match.partial.block, target, n_tokens)
+            lease.reused_by_tier[taken_from(match.partial)] += n_tokens
         return lease, match, copy
 
     def copied(self, lease: Lease) -> None:
@@ -153,11 +279,11 @@ class KvCache:
         missing = self.geometry.blocks_for(n_tokens) - len(lease.blocks)
         if missing <= 0:
             return True
-        if not self._make_room(missing):
-            return False
-        extra = min(wish_blocks, self._pool.n_free - missing)
         last = lease.blocks[-1] if lease.blocks else None
-        lease.blocks += self._pool.take(missing + extra, after=last)
+        blocks = self._device.take(missing, lease.namespace, wish=wish_blocks, after=last)
+        if blocks is None:
+            return False
+        lease.blocks += blocks
         return True
 
     def seal(self, lease: Lease, tokens: Sequence[int], computed: int) -> None:
@@ -176,60 +302,46 @@ class KvCache:
             key = lease.keys[index]
             node = self._tree.get(key)
             if node is None:
-                self._pool.give(self._tree.take_superseded(lease.node, block_tokens))
+                self._device.give(self._tree.take_superseded(lease.node, block_tokens))
                 node = self._tree.add(
                     key, lease.node, block_tokens, lease.blocks[index], tail=False
                 )
+                self._pin_next(lease, node)
             else:
-                self._pool.give([lease.blocks[index]])
-                lease.blocks[index] = node.block
-                lease.dirty_from = min(lease.dirty_from, index)
-            self._tree.pin(node, down_from=lease.node)
-            lease.node = node
-            lease.n_sealed += 1
+                self._share(lease, node)
+        if lease.n_sealed - lease.n_wanted >= self._saver.run_blocks:
+            self._want_saved(lease)
 
     def release(self, lease: Lease, tokens: Sequence[int], computed: int) -> None:
         """End a lease. Its sealed blocks stay for reuse, and so does its tail; the rest is free."""
         self.copied(lease)
+        if lease.restore is not None:
+            self._restorer.give_up(lease.restore)
+            lease.restore = None
+        self._want_saved(lease)
         size = self.geometry.block_tokens
         first = lease.n_sealed * size
         own = lease.blocks[lease.n_sealed :]
         if computed > first and own and self._keep_tail(lease, tokens[first:computed], own[0]):
             own = own[1:]
-        self._pool.give(own)
+        self._device.give(own)
         self._tree.unpin(lease.node)
         self._leases.discard(lease)
 
     def check(self) -> None:
         """Raise ``RuntimeError`` unless every block has one place and every pin a holder."""
-        places = list(self._pool.free_blocks())
-        pins: dict[bytes, int] = {}
+        places = list(self._device.pool.free_blocks())
+        holders: list[Node] = []
         for lease in self._leases:
             places += lease.blocks[lease.n_sealed :]
-            for held in (lease.node, lease.copied_from):
-                node = held
-                while node is not None and node.parent is not None:
-                    pins[node.key] = pins.get(node.key, 0) + 1
-                    node = node.parent
-        for node in self._tree:
-            places.append(node.block)
-            if node.pins != pins.get(node.key, 0):
-                raise RuntimeError(
-                    f"block {node.block} counts {node.pins} holders, has {pins.get(node.key, 0)}"
-                )
-            if node.parent is None or (
-                node.parent.parent is not None and self._tree.get(node.parent.key) is None
-            ):
-                raise RuntimeError(f"block {node.block} is in the tree and its parent is not")
-        if sorted(places) != list(range(self.geometry.n_blocks)):
-            raise RuntimeError(
-                f"{len(places)} places for {self.geometry.n_blocks} blocks: "
-                f"{self.free_blocks} free, {len(self._tree)} in the tree, "
-                f"{len(self._leases)} leases"
-            )
-        idle = sum(1 for node in self._tree if node.pins == 0)
-        if idle != self.idle_blocks:
-            raise RuntimeError(f"{idle} blocks are idle, {self.idle_blocks} are counted")
+            holders += [n for n in (lease.node, lease.copied_from) if n is not None]
+        places += self._restorer.blocks()
+        holders += [*self._restorer.anchors(), *self._saver.pinned()]
+        places += [node.block for node in self._tree]
+        check_places(places, self.geometry.n_blocks)
+        check_tree(self._tree, holders)
+        for shelf in self.stored.shelves:
+            shelf.check()
 
     # inside --------------------------------------------------------------------------------------
 
@@ -244,42 +356,83 @@ class KvCache:
         wish_blocks: int,
     ) -> Lease | None:
         root = self._tree.root(namespace)
-        lease = Lease(chain, root, keys)
+        lease = Lease(namespace, chain, root, keys)
         lease.node = self._node_at(namespace, keys, match.n_blocks)
-        lease.n_sealed = match.n_blocks
+        lease.n_sealed = lease.n_wanted = match.n_blocks
         self._tree.pin(lease.node, down_from=root)
         if match.partial is not None:
             self._tree.pin(match.partial, down_from=root)
             lease.copied_from = match.partial
-        missing = self.geometry.blocks_for(len(tokens)) - match.n_blocks
-        if not self._make_room(missing, spare_blocks):
+        chain_nodes = chain_of(lease.node)
+        lease.blocks = [n.block for n in chain_nodes]
+        blocks = self._device.take(
+            self.geometry.blocks_for(len(tokens)) - match.n_blocks,
+            namespace,
+            spare=spare_blocks,
+            wish=wish_blocks,
+            after=lease.blocks[-1] if lease.blocks else None,
+        )
+        if blocks is None:
             self.copied(lease)
             self._tree.unpin(lease.node)
             return None
-        extra = max(0, min(wish_blocks, self._pool.n_free - missing - spare_blocks))
-        lease.blocks = [n.block for n in _chain_of(lease.node)]
-        last = lease.blocks[-1] if lease.blocks else None
-        lease.blocks += self._pool.take(missing + extra, after=last)
+        lease.blocks += blocks
+        for node in chain_nodes:
+            lease.reused_by_tier[taken_from(node)] += len(node.tokens)
         self._leases.add(lease)
         return lease
 
-    def _make_room(self, count: int, spare_blocks: int = 0) -> bool:
-        """Evict until ``count`` blocks are free, if that leaves ``spare_blocks`` to be had."""
-        if self._pool.n_free + self._tree.n_idle < count + spare_blocks:
-            return False
-        if self._pool.n_free < count:
-            self._pool.give(self._tree.evict(count - self._pool.n_free))
-        return self._pool.n_free >= count
+    def _share(self, lease: Lease, node: Node) -> None:
+        """Put the tree's block in the place of the lease's own next one."""
+        index = lease.n_sealed
+        self._device.give([lease.blocks[index]])
+        lease.blocks[index] = node.block
+        lease.dirty_from = min(lease.dirty_from, index)
+        self._pin_next(lease, node)
+
+    def _pin_next(self, lease: Lease, node: Node) -> None:
+        self._tree.pin(node, down_from=lease.node)
+        lease.node = node
+        lease.n_sealed += 1
+
+    def _want_saved(self, lease: Lease) -> None:
+        """Have everything saved that the lease has sealed."""
+        if lease.n_sealed > lease.n_wanted:
+            end = lease.n_sealed * self.geometry.block_tokens
+            self._saver.want(lease.namespace, lease.node, end)
+            lease.n_wanted = lease.n_sealed
 
     def _keep_tail(self, lease: Lease, tokens: Sequence[int], block: int) -> bool:
         """Put the unfilled last block into the tree, unless what is there holds its tokens."""
         _, length = self._tree.closest_child(lease.node, tokens)
         if length == len(tokens):
             return False
-        self._pool.give(self._tree.take_superseded(lease.node, tokens))
+        self._device.give(self._tree.take_superseded(lease.node, tokens))
         key = lease.chain.key(lease.node.key, tokens)
-        self._tree.add(key, lease.node, tokens, block, tail=True)
+        node = self._tree.add(key, lease.node, tokens, block, tail=True)
+        end = lease.n_sealed * self.geometry.block_tokens + len(tokens)
+        self._saver.want(lease.namespace, node, end)
         return True
+
+    def _discard(self, node: Node) -> None:
+        """Forget a block that is wrong, and everything that was computed behind it."""
+        for each in self._tree.below(node):
+            while (found := self.stored.get(each.key)) is not None:
+                self.stored.drop(found[0].tier, found[1].extent.name)
+        self._device.give(self._tree.remove_below(node))
+
+    def _compute_s(self, n_tokens: int, start: int) -> float:
+        costs = self.fit.costs
+        return costs.step_s(StepShape()) + costs.prefill_s(n_tokens, start)
+
+    def _worth_s(self, node: Node) -> float:
+        """In how many seconds a block could be had again, as a power of two: among those that cost
+        about the same, the least recently used goes first."""
+        start = node.depth * self.geometry.block_tokens
+        seconds = self.fit.costs.prefill_s(len(node.tokens), start)
+        if self.stored.get(node.key) is not None:
+            seconds = min(seconds, self._reload_s)
+        return math.ldexp(1.0, math.frexp(seconds)[1])
 
     def _node_at(self, namespace: bytes, keys: Sequence[bytes], depth: int) -> Node:
         root = self._tree.root(namespace)
@@ -291,18 +444,12 @@ class KvCache:
     def _miss(self, namespace: bytes, tokens: Sequence[int], keys: Sequence[bytes]) -> Miss:
         if len(tokens) < 2:
             return Miss.TOO_SHORT
+        tag = namespace_tag(namespace)
+        known = self.stored.why_missing(tag, tokens, keys)
+        if known is not None:
+            return known
         if keys and self._tree.was_evicted(keys[0]):
             return Miss.EVICTED
-        if self._tree.empty_below(namespace):
+        if self._tree.empty_below(namespace) and self.stored.has_nothing_of(tag):
             return Miss.FIRST_SEEN
         return Miss.DIFFERENT_TEXT
-
-
-def _chain_of(node: Node) -> list[Node]:
-    """The nodes from below the root to ``node``, in order."""
-    chain: list[Node] = []
-    while node.parent is not None:
-        chain.append(node)
-        node = node.parent
-    chain.reverse()
-    return chain

@@ -1,6 +1,6 @@
 """Names of blocks: a chained SHA-256 that binds a block to everything its KV depends on.
 
-Key = SHA-256 over the length-prefixed (namespace, numerics id, layout id, parent key, token ids).
+Key = SHA-256 over the length-prefixed (namespace, realm, parent key, token ids).
 Change one field and the key is another, so KV of another tenant, model, precision or layout can
 never be mistaken for this one's.
 """
@@ -11,16 +11,18 @@ import hashlib
 from array import array
 from collections.abc import Sequence
 
+from kvasir.core.realm import Realm
+
 KEY_BYTES = 32
 NO_PARENT = b""
 
 
 class KeyChain:
-    """Makes the keys of one namespace under one model, numerics and layout."""
+    """Makes the keys of one namespace in one realm."""
 
-    def __init__(self, namespace: bytes, numerics_id: str, layout_id: str) -> None:
+    def __init__(self, namespace: bytes, realm: Realm) -> None:
         self._begin = hashlib.sha256()
-        for field in (namespace, numerics_id.encode(), layout_id.encode()):
+        for field in (namespace, realm.id):
             self._begin.update(_prefixed(field))
 
     def key(self, parent: bytes, tokens: Sequence[int]) -> bytes:

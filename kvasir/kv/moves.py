@@ -32,6 +32,7 @@ class Extent:
     n_bytes: int
     compute_s: float  # predicted seconds in which it could be computed again
     used_s: float  # Unix time of the last use
+    format_version: int = 0  # of a record that was found; 0 for one that is still to be written
 
     @property
     def is_tail(self) -> bool:
@@ -113,10 +114,39 @@ class Mover(Protocol):
         ...
 
     def load_s(self, n_bytes: int, tier: Tier) -> float:
-        """Predicted seconds until a load of ``n_bytes`` that is queued now would have ended."""
+        """Predicted seconds until a load of ``n_bytes`` that is queued now would have ended.
+        Negative where so many bytes of what is queued are not going to be loaded."""
         ...
 
     def status(self) -> Sequence[TierStatus]:
         """How each stored tier is doing, as far as the mover knows: ``used_bytes`` and ``records``
         are those of the cache."""
         ...
+
+
+class NoMover:
+    """The mover where the device is the only tier."""
+
+    def load(self, load: Load) -> None:
+        raise RuntimeError(f"nothing is stored in tier {load.tier}")
+
+    def withdraw(self, load_id: int) -> bool:
+        raise RuntimeError(f"there is no load {load_id}")
+
+    def save(self, save: Save) -> None:
+        raise RuntimeError(f"there is no tier {save.tier} to save in")
+
+    def drop(self, tier: Tier, record: str) -> None:
+        raise RuntimeError(f"there is no record {record[:16]} in tier {tier}")
+
+    def use(self, tier: Tier, record: str) -> None:
+        raise RuntimeError(f"there is no record {record[:16]} in tier {tier}")
+
+    def take_moved(self) -> Sequence[Moved]:
+        return ()
+
+    def load_s(self, n_bytes: int, tier: Tier) -> float:
+        raise RuntimeError(f"{n_bytes} bytes cannot come from tier {tier}: it is not there")
+
+    def status(self) -> Sequence[TierStatus]:
+        return ()

@@ -279,30 +279,32 @@ class Shelf:
         held = {tag: t.kept_bytes + t.reserved_bytes for tag, t in self._tenants.items()}
         held[asking] = held.get(asking, 0) + n_bytes
         share = self._share(len(held))
-        order = [
-            _ranked(record, now_s)
-            for tag, tenant in self._tenants.items()
-            if held[tag] > share
-            for record in tenant.records.values()
-            if not record.followers
-        ]
-        heapq.heapify(order)
-        victims: list[_Record] = []
+        victims: dict[str, _Record] = {}
         gone_followers: dict[str, int] = {}
-        while total > goal and order:
-            record = heapq.heappop(order)[-1]
-            extent = record.extent
-            if held[extent.namespace_tag] <= share:
-                continue  # has given back what it had borrowed, and nothing adds to it here
-            victims.append(record)
-            held[extent.namespace_tag] -= extent.n_bytes
-            total -= extent.n_bytes
-            for before in self._continued_by(extent):
-                name = before.extent.name
-                gone_followers[name] = gone_followers.get(name, 0) + 1
-                if gone_followers[name] == before.followers:
-                    heapq.heappush(order, _ranked(before, now_s))
-        return victims if total <= self.cap_bytes else None
+        # Where nobody has borrowed any more, the one that asks makes the room below the watermark.
+        for tags, floor in ((list(held), share), ([asking], share * _LOW_PERCENT // 100)):
+            order = [
+                _ranked(record, now_s)
+                for tag in tags
+                if total > goal and held[tag] > floor and tag in self._tenants
+                for name, record in self._tenants[tag].records.items()
+                if name not in victims and record.followers == gone_followers.get(name, 0)
+            ]
+            heapq.heapify(order)
+            while total > goal and order:
+                *_, name, record = heapq.heappop(order)
+                extent = record.extent
+                if held[extent.namespace_tag] <= floor:
+                    continue  # has given back what it had borrowed, and nothing adds to it here
+                victims[name] = record
+                held[extent.namespace_tag] -= extent.n_bytes
+                total -= extent.n_bytes
+                for before in self._continued_by(extent):
+                    follower_of = before.extent.name
+                    gone_followers[follower_of] = gone_followers.get(follower_of, 0) + 1
+                    if gone_followers[follower_of] == before.followers:
+                        heapq.heappush(order, _ranked(before, now_s))
+        return list(victims.values()) if total <= self.cap_bytes else None
 
     def _share(self, n_tenants: int) -> int:
         """Bytes that each of so many tenants is guaranteed."""

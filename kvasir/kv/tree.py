@@ -34,6 +34,7 @@ class Node:
         "block",
         "children",
         "clock",
+        "depth",
         "key",
         "parent",
         "pins",
@@ -54,6 +55,7 @@ class Node:
         self.tokens = tokens
         self.block = block
         self.tail = tail
+        self.depth: int = parent.depth + 1 if parent is not None else -1  # blocks before it
         self.pins = 0
         self.restored: Tier | None = None  # whence it came back, until it is first used
         self.used = 0  # the tree's tick at the last pin or release
@@ -222,6 +224,26 @@ class PrefixTree:
         if len(blocks) < count:
             blocks += self._evict_from(self._roots.values(), count - len(blocks), down_to=0)
         return blocks
+
+    def below(self, top: Node) -> list[Node]:
+        """``top`` and all nodes below it, each after its parent."""
+        order = [top]
+        for node in order:  # grows while it is gone through
+            order += [child for children in node.children.values() for child in children]
+        return order
+
+    def remove_below(self, top: Node) -> list[int]:
+        """Remove what is idle of ``top`` and all below it; a root itself stays. The blocks."""
+        return [
+            self._remove(node)
+            for node in reversed(self.below(top))
+            if node.parent is not None and not node.pins
+        ]
+
+    def clear(self, chosen: Callable[[bytes], bool]) -> list[int]:
+        """Remove what is idle in the namespaces that are ``chosen``; the blocks."""
+        roots = [root for namespace, root in self._roots.items() if chosen(namespace)]
+        return [block for root in roots for block in self.remove_below(root)]
 
     def empty_below(self, namespace: bytes) -> bool:
         """Whether nothing at all is kept for ``namespace``."""

@@ -1,8 +1,10 @@
 """Who may start: door checks, the waiting queue, and taking sequences out of it into the pool.
 
-A waiting sequence whose next block is being computed by a running one *follows*: it is passed over
-until the leader has sealed what they share, and then shares it. If the leader goes, the first
-follower leads. A sequence that does not fit lets later, smaller ones pass, but only so often.
+A waiting sequence whose next block is being computed by a running one, or is on its way from a
+stored tier, *follows*: it is passed over until that block is there, and then shares it. If the
+leader goes, the first follower leads. A sequence for which stored KV is on its way waits for it,
+unless computing its beginning meanwhile brings it there sooner. A sequence that does not fit lets
+later, smaller ones pass, but only so often.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from kvasir.core.events import RefusalKind, Refused
 from kvasir.core.plans import Copy
 from kvasir.core.requests import Request
 from kvasir.kv.cache import KvCache
+from kvasir.kv.restore import Restore
 from kvasir.sched.limits import Limits
 from kvasir.sched.sequence import Sequence
 from kvasir.sched.waiting import WaitingQueue
@@ -83,7 +86,7 @@ class Admission:
         for sequence in self._waiting:
             if len(active) >= self._limits.max_running:
                 break
-            if self._follows(sequence, led):
+            if self._awaits(sequence, led, len(active)):
                 continue
             started, copy = self._try(sequence, len(active))
             if started:
@@ -101,14 +104,41 @@ class Admission:
             self._waiting.remove(sequence)
         return admitted
 
-    def _follows(self, sequence: Sequence, led: set[bytes]) -> bool:
+    def _awaits(self, sequence: Sequence, led: set[bytes], n_active: int) -> bool:
+        """Whether what ``sequence`` needs next is being computed or loaded anyway."""
         if sequence.scored:
             return False
+        coming = sequence.restore
+        if coming is not None and not coming.done:
+            return not self._cache.worth_meeting(coming, self._matched(sequence))
+        self._matched(sequence)
+        matched = sequence.matched_blocks
+        if matched < len(sequence.keys):
+            key = sequence.keys[matched]
+            if key in led or self._cache.brings(key):
+                return True
+        sequence.restore = self.restore(sequence, spare_blocks=n_active)
+        coming = sequence.restore
+        return coming is not None and not self._cache.worth_meeting(
+            coming, matched * self._cache.geometry.block_tokens
+        )
+
+    def restore(self, sequence: Sequence, *, spare_blocks: int) -> Restore | None:
+        """Begin to bring back what is stored of ``sequence``, where there is room for it."""
+        return self._cache.restore(
+            sequence.request.namespace,
+            sequence.tokens,
+            sequence.keys,
+            known=sequence.matched_blocks,
+            spare_blocks=spare_blocks,
+        )
+
+    def _matched(self, sequence: Sequence) -> int:
+        """How many of its tokens are in whole blocks of the pool."""
         sequence.matched_blocks = self._cache.matched_blocks(
             sequence.keys, len(sequence.tokens), sequence.matched_blocks
         )
-        matched = sequence.matched_blocks
-        return matched < len(sequence.keys) and sequence.keys[matched] in led
+        return sequence.matched_blocks * self._cache.geometry.block_tokens
 
     def _try(self, sequence: Sequence, n_active: int) -> tuple[bool, Copy | None]:
         geometry = self._cache.geometry
@@ -130,9 +160,14 @@ class Admission:
             return False, None
         sequence.lease, match, copy = taken
         sequence.computed = match.n_tokens
+        if sequence.restore is not None and not sequence.scored:
+            self._cache.meet(sequence.lease, sequence.restore, sequence.computed)
+        sequence.restore = None
         if sequence.reused < 0:
             sequence.reused = match.n_tokens
+            sequence.reused_by_tier = sequence.lease.reused_by_tier
             sequence.miss = match.miss
+            sequence.kept_token = match.kept_token
         return True, copy
 
 

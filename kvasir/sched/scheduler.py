@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kvasir.core.clock import Clock
-from kvasir.core.costs import CostFit, StepCosts, StepShape
+from kvasir.core.costs import StepCosts, StepShape
 from kvasir.core.events import (
     Event,
     Finished,
@@ -35,6 +35,7 @@ from kvasir.core.plans import (
     as_runs,
 )
 from kvasir.core.requests import Request
+from kvasir.core.tiers import Tier
 from kvasir.kv.cache import KvCache
 from kvasir.sched.admission import Admission, refuse_oversized, refuse_queued
 from kvasir.sched.limits import Limits
@@ -66,14 +67,13 @@ Command = Submit | Abort
 class Scheduler:
     """Decides who computes what next. One thread owns it."""
 
-    def __init__(
-        self, cache: KvCache, limits: Limits, clock: Clock, fit: CostFit | None = None
-    ) -> None:
+    def __init__(self, cache: KvCache, limits: Limits, clock: Clock) -> None:
         self.cache = cache
         self.limits = limits
         self.counts: Counter[str] = Counter()  # computed, reused, generated, preemptions, …
+        self.reused_by_tier: Counter[Tier] = Counter()  # tokens
         self._clock = clock
-        self._fit = fit or CostFit()
+        self._fit = cache.fit
         self._pace = Pace(limits)
         self._waiting = WaitingQueue(limits.max_waiting, limits.max_waiting_tokens)
         self._admission = Admission(cache, self._waiting, limits)
@@ -137,13 +137,14 @@ class Scheduler:
     def plan(self) -> StepPlan:
         """Who computes what in the next step; empty when nothing can be computed."""
         copies = self._start_admitted()
+        self._follow_restores()
         decoding = [s for s in self._running.values() if s.behind == 1]
         decoding = self._with_room(decoding)
         shape = StepShape()
         for sequence in decoding:
             shape = shape.with_work(1, sequence.computed)
         spent_s = self.costs.step_s(shape)
-        reading = [s for s in self._running.values() if s.behind > 1]
+        reading = [s for s in self._running.values() if s.behind > 1 and s.reach > 0]
         # Prompt scores are computed after the last layer, where a step can no longer be given up.
         scored = any(s.scored for s in reading)
         watched = bool(decoding) or len(self._waiting) > 0 or scored
@@ -167,7 +168,8 @@ class Scheduler:
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[Event]:
         """Take note of what ``plan`` has computed; says what happened to whom."""
-        self._observe(plan, result)
+        if not plan.empty:
+            self._observe(plan, result)
         sampled = {s.seq: s for s in result.sampled}
         faults = {f.seq: f.message for f in result.faults}
         for scores in result.prompt_scores:
@@ -205,7 +207,16 @@ class Scheduler:
             self._next_id += 1
             sequence = Sequence(self._next_id, request, choice, chain, list(command.keys))
             sequence.arrived_s = command.arrived_s
+            if not choice and not sequence.scored:
+                self._prefetch(sequence)
             self._waiting.put(sequence)
+
+    def _prefetch(self, sequence: Sequence) -> None:
+        """Begin to load what is stored of a prompt while it waits, unless that would take the room
+        of those that wait before it."""
+        earlier = self.cache.geometry.blocks_for(self._waiting.n_tokens)
+        spare = len(self._running) + earlier
+        sequence.restore = self._admission.restore(sequence, spare_blocks=spare)
 
     def _abort(self, request_id: str) -> None:
         for sequence in [*self._running.values(), *self._waiting]:
@@ -253,8 +264,25 @@ class Scheduler:
             if not sequence.preemptions:
                 sequence.admitted_s = self._clock.now_s()
                 self.counts["reused_tokens"] += sequence.reused
+                self.reused_by_tier.update(sequence.reused_by_tier)
                 self._say(Started(sequence.request.id, sequence.choice, sequence.reused))
         return copies
+
+    def _follow_restores(self) -> None:
+        """Let those who compute towards stored KV share what has arrived of it."""
+        for sequence in self._running.values():
+            lease = sequence.lease
+            if lease is None or lease.restore is None:
+                continue
+            before = Counter(lease.reused_by_tier)
+            computed = self.cache.follow(lease, sequence.tokens, sequence.computed)
+            if not sequence.preemptions:
+                sequence.reused += computed - sequence.computed
+                self.counts["reused_tokens"] += computed - sequence.computed
+                self.reused_by_tier.update(lease.reused_by_tier - before)
+            sequence.computed = computed
+            if lease.restore is not None and not sequence.reach:
+                self.cache.meet(lease, lease.restore, computed)
 
     def _with_room(self, decoding: list[Sequence]) -> list[Sequence]:
         """Those of ``decoding`` whose next token has a slot; the youngest give way if need be."""
@@ -279,6 +307,7 @@ class Scheduler:
         sequence.preemptions += 1
         sequence.computed = 0
         sequence.matched_blocks = 0
+        sequence.restore = None
         self.cache.chain(sequence.request.namespace).extend(
             sequence.keys, sequence.tokens, self.cache.geometry.block_tokens
         )

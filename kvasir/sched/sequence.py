@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from kvasir.core.events import Miss, Usage
 from kvasir.core.requests import Request
-from kvasir.kv.cache import Lease
+from kvasir.core.tiers import Tier
 from kvasir.kv.keys import KeyChain
+from kvasir.kv.lease import Lease
+from kvasir.kv.restore import Restore
 
 
 class Sequence:
@@ -25,13 +29,16 @@ class Sequence:
         "first_token_s",
         "id",
         "joined",
+        "kept_token",
         "keys",
         "lease",
         "matched_blocks",
         "miss",
         "preemptions",
         "request",
+        "restore",
         "reused",
+        "reused_by_tier",
         "scored_to",
         "served_s",
         "tokens",
@@ -52,7 +59,10 @@ class Sequence:
         self.matched_blocks = 0  # what the last look into the cache found, while waiting
         self.bypassed = 0  # how often a later arrival was admitted first
         self.reused = -1  # prompt tokens found at first admission; -1 before it
+        self.reused_by_tier: Counter[Tier] = Counter()  # the same tokens by where they were
+        self.restore: Restore | None = None  # brings back what is stored of ``tokens``
         self.miss: Miss | None = None
+        self.kept_token: int | None = None  # of the closest text, where this one differs
         self.scored_to = 0  # prompt positions whose scores have been reported end here
         self.served_s = 0.0  # virtual service time: what fair shares compare
         self.preemptions = 0
@@ -75,6 +85,14 @@ class Sequence:
         return len(self.tokens) - self.computed
 
     @property
+    def reach(self) -> int:
+        """Of those, how many can be computed now: what is behind them may be on its way."""
+        restore = self.lease.restore if self.lease is not None else None
+        if restore is None or restore.done:
+            return self.behind
+        return max(0, min(self.behind, restore.front - self.computed))
+
+    @property
     def generated(self) -> int:
         """Tokens generated so far."""
         return len(self.tokens) - self.n_prompt
@@ -92,9 +110,11 @@ class Sequence:
         return Usage(
             prompt_tokens=self.n_prompt,
             reused_tokens=max(0, self.reused),
+            reused_by_tier=dict(self.reused_by_tier),
             completion_tokens=completion_tokens,
             miss=self.miss if self.reused == 0 else None,
             differs_at=self.reused if found else None,
+            kept_token=self.kept_token if found else None,
             queued_s=admitted - self.arrived_s,
             read_s=first - admitted,
             generate_s=now_s - first,

@@ -38,7 +38,7 @@ def level(newcomer: Sequence, others: Iterable[Sequence]) -> None:
 def first_through_s(sequences: list[Sequence], costs: StepCosts) -> float:
     """Predicted seconds until the first of ``sequences`` has been read, if ``divide`` shares the
     time among them."""
-    shortest_s = min((costs.prefill_s(s.behind, s.computed) for s in sequences), default=0.0)
+    shortest_s = min((costs.prefill_s(s.reach, s.computed) for s in sequences), default=0.0)
     return shortest_s * len(sequences)
 
 
@@ -72,6 +72,6 @@ def _chunk(sequence: Sequence, slice_s: float, left_s: float, costs: StepCosts) 
     """Tokens for a slice of ``slice_s``, no less than a quantum where ``left_s`` allows one."""
     quantum = min(QUANTUM_TOKENS, costs.prefill_tokens(left_s, sequence.computed))
     n_tokens = max(1, quantum, costs.prefill_tokens(slice_s, sequence.computed))
-    if sequence.behind <= n_tokens * _STRETCH:
-        return sequence.behind
+    if sequence.reach <= n_tokens * _STRETCH:
+        return sequence.reach
     return n_tokens

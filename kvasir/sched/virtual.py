@@ -18,6 +18,7 @@ from kvasir.core.clock import VirtualClock
 from kvasir.core.costs import StepCosts, StepShape
 from kvasir.core.events import TokenScore
 from kvasir.core.plans import (
+    Audit,
     Join,
     PromptScores,
     Run,
@@ -98,6 +99,9 @@ class VirtualRunner:
             ),
         )
 
+    def audit(self, audit: Audit) -> bool:
+        return True
+
     def rest(self) -> bool:
         return False
 
@@ -152,6 +156,22 @@ class TaggedRunner(VirtualRunner):
         for work in plan.works:
             self._write(work)
         return tuple(self._answer(work) for work in plan.works if work.sample)
+
+    def audit(self, audit: Audit) -> bool:
+        """Whether the tags follow from what is before them: exactly, tags are no arithmetic."""
+        before = _flat(audit.before)
+        if not before:  # the salt is not known here, so the first tag of a text is taken as right
+            tag = int(self._slots[self._place(audit.block, 0)])
+            rest = list(enumerate(audit.tokens))[1:]
+        else:
+            tag = int(self._slots[self._place(before[-1], self._block_tokens - 1)])
+            rest = list(enumerate(audit.tokens))
+        for offset, token in rest:
+            tag = _mix(tag, audit.start + offset, token)
+            self._slots[self._place(audit.scratch, offset)] = tag
+            if tag != int(self._slots[self._place(audit.block, offset)]):
+                return False
+        return True
 
     def _write(self, work: Work) -> None:
         known = self.known[work.seq]

@@ -32,6 +32,7 @@ from kvasir.sched.limits import Limits
 from kvasir.sched.scheduler import Scheduler, Submit
 from kvasir.text.tokenizer import Tokenizer, tokenizer_from_gguf
 from kvasir.tiers.device import DevicePool
+from realms import realm
 
 ROUNDING = 2e-3  # nats between the two likeliest tokens that rounding may turn round
 N_ANSWER = 14
@@ -98,9 +99,9 @@ class Real:
             for plane in pool.planes(layer):
                 plane.fill_(float("nan"))
         clock = SystemClock()
-        self.cache = KvCache(self.geometry, "real")
+        self.cache = KvCache(self.geometry, realm(self.geometry), fit=FixedCosts(chunk_tokens))
         limits = Limits(window=2048, step_budget_s=1.0, answer_room_tokens=0)
-        self.sched = Scheduler(self.cache, limits, clock, FixedCosts(chunk_tokens))
+        self.sched = Scheduler(self.cache, limits, clock)
         runner = TorchRunner(decoder, pool, kernel.plan)
         self.engine = Engine(self.sched, runner, clock, check_every_s=0)
         self.told: dict[str, Told] = {}

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from realms import realm
 from virtual_engine import FailingRunner, VirtualEngine, geometry, text
 
 from kvasir.core.clock import SystemClock
@@ -125,7 +126,7 @@ def client(
 ) -> EngineClient:
     clock = SystemClock()
     shape = geometry(400)
-    cache = KvCache(shape, "virtual")
+    cache = KvCache(shape, realm(shape))
     sched = Scheduler(cache, Limits(window=1000, max_waiting=5000), clock)
     if wait is None and before is None:
         runner: VirtualRunner = TaggedRunner([0] * shape.pool_tokens, shape.block_tokens)
@@ -200,7 +201,7 @@ class RestingRunner(VirtualRunner):
 def test_an_engine_that_rests_answers_at_once_and_ends_when_asked_to() -> None:
     runner = RestingRunner()
     clock = SystemClock()
-    sched = Scheduler(KvCache(geometry(400), "virtual"), Limits(window=1000), clock)
+    sched = Scheduler(KvCache(geometry(400), realm()), Limits(window=1000), clock)
     engine = EngineClient(Engine(sched, runner, clock), clock).start()
     while runner.rested < 5:
         time.sleep(0.001)
@@ -223,7 +224,7 @@ def test_a_long_step_is_given_up_for_who_comes_meanwhile() -> None:
 
     clock = SystemClock()
     runner = VirtualRunner(wait=wait)
-    sched = Scheduler(KvCache(geometry(20_000), "virtual"), Limits(window=80_000), clock)
+    sched = Scheduler(KvCache(geometry(20_000), realm()), Limits(window=80_000), clock)
     engine = EngineClient(Engine(sched, runner, clock), clock).start()
     long, short = Heard(), Heard()
     engine.submit(request("long", list(range(4000))), long)  # a step of more than a second

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from realms import realm
 
 from kvasir.kv.keys import NO_PARENT, KeyChain
 
@@ -17,7 +18,7 @@ BASE = {
 
 
 def key_of(namespace: bytes, numerics: str, layout: str, parent: bytes, tokens: tuple) -> bytes:
-    return KeyChain(namespace, numerics, layout).key(parent, tokens)
+    return KeyChain(namespace, realm(numerics=numerics, layout=layout)).key(parent, tokens)
 
 
 @given(
@@ -41,7 +42,7 @@ def test_fields_do_not_run_into_each_other() -> None:
 
 
 def test_chained_keys_name_the_whole_beginning() -> None:
-    chain = KeyChain(b"t", "n", "l")
+    chain = KeyChain(b"t", realm())
     one: list[bytes] = []
     two: list[bytes] = []
     chain.extend(one, [1, 2, 3, 4, 5, 6, 7], 2)
@@ -51,7 +52,7 @@ def test_chained_keys_name_the_whole_beginning() -> None:
 
 
 def test_extending_continues_where_it_stopped() -> None:
-    chain = KeyChain(b"t", "n", "l")
+    chain = KeyChain(b"t", realm())
     whole: list[bytes] = []
     grown: list[bytes] = []
     tokens = list(range(11))

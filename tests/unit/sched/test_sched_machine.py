@@ -84,7 +84,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def poison_free_blocks(self) -> None:
         """Whoever reads a block that nobody wrote since it was free gets a wrong answer."""
-        for block in self.made.cache._pool.free_blocks():
+        for block in self.made.cache._device.pool.free_blocks():
             for offset in range(4):
                 self.made.slots[block * 4 + offset] = POISON
 

@@ -1,0 +1,193 @@
+"""Copies sealed blocks and tails to the stored tiers, a run of neighbours at a time.
+
+What is to be saved waits unpinned, so waiting never keeps anybody from the pool; only while a run
+is being copied are its blocks pinned, and no more than an eighth of the pool at a time. What is
+evicted before its turn is not saved, and counted. A tier in which writing has failed is left alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kvasir.core.realm import namespace_tag
+from kvasir.core.tiers import Tier
+from kvasir.kv.blocks import DeviceBlocks
+from kvasir.kv.moves import Extent, Moved, Save
+from kvasir.kv.restore import Seconds
+from kvasir.kv.shelf import Shelf
+from kvasir.kv.stored import StoredTiers
+from kvasir.kv.tree import Node
+
+log = logging.getLogger(__name__)
+
+RUN_BYTES = 16 * 2**20  # of a record: large enough for a disk's sequential speed (ADR 5)
+_MOST_UNDER_WAY_BYTES = 128 * 2**20
+_POOL_SHARE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Neighbouring nodes of one text that are to be saved in one tier."""
+
+    shelf: Shelf
+    namespace: bytes
+    nodes: tuple[Node, ...]
+    start: int  # position of the first token
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A save that the mover has."""
+
+    shelf: Shelf
+    extent: Extent
+    node: Node  # the deepest: pinned, and so all before it
+
+
+class Saver:
+    """What is to be saved, and what is being saved."""
+
+    def __init__(
+        self,
+        device: DeviceBlocks,
+        stored: StoredTiers,
+        compute_s: Seconds,
+    ) -> None:
+        geometry = stored.geometry
+        self.run_blocks = max(1, RUN_BYTES // geometry.block_bytes)
+        self.unsaved_blocks = dict.fromkeys((shelf.tier for shelf in stored.shelves), 0)
+        self._device = device
+        self._stored = stored
+        self._compute_s = compute_s
+        self._queue: deque[_Wanted] = deque()
+        self._wanted: set[tuple[Tier, bytes]] = set()  # queued or under way
+        self._under_way: dict[int, _UnderWay] = {}
+        self._most_bytes = min(_MOST_UNDER_WAY_BYTES, geometry.pool_bytes // _POOL_SHARE)
+        self._bytes = 0
+        self._closed: set[Tier] = set()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is queued or under way."""
+        return not self._queue and not self._under_way
+
+    def pinned(self) -> Iterator[Node]:
+        """Every node that a save pins, once per pin."""
+        return (save.node for save in self._under_way.values())
+
+    def want(self, namespace: bytes, node: Node, end: int) -> None:
+        """Save ``node``, whose tokens end at position ``end``, and what before it is not saved."""
+        for shelf in self._stored.shelves:
+            nodes: list[Node] = []
+            at, start = node, end
+            while at.parent is not None and not self._kept(shelf, at):
+                nodes.append(at)
+                start -= len(at.tokens)
+                at = at.parent
+            nodes.reverse()
+            for run in self._runs(nodes):
+                self._queue.append(_Wanted(shelf, namespace, run, start))
+                self._wanted.update((shelf.tier, n.key) for n in run)
+                start += sum(len(n.tokens) for n in run)
+
+    def issue(self) -> None:
+        """Give the mover as much as may be under way at a time."""
+        while self._queue and (not self._under_way or self._bytes < self._most_bytes):
+            self._begin(self._queue.popleft())
+
+    def moved(self, moved: Moved) -> bool:
+        """Take note that a save has ended; False where it was none of ours."""
+        save = self._under_way.pop(moved.id, None)
+        if save is None:
+            return False
+        shelf, extent = save.shelf, save.extent
+        self._device.tree.unpin(save.node)
+        self._bytes -= extent.n_bytes
+        self._wanted.difference_update((shelf.tier, key) for key in extent.keys)
+        if moved.problem:
+            shelf.cancel(extent.namespace_tag, extent.n_bytes)
+            self._failed(shelf, len(extent.keys), moved.problem)
+            return True
+        shelf.add(dataclasses.replace(extent, name=moved.record), reserved=True)
+        for index, key in enumerate(extent.keys):
+            node = self._device.tree.get(key)
+            if node is not None:
+                self._device.tree.reprice(node)
+            tag, parent = extent.namespace_tag, extent.parent_of(index)
+            for name in shelf.superseded(tag, parent, extent.tokens_of(index)):
+                self._stored.drop(shelf.tier, name)
+        return True
+
+    # inside --------------------------------------------------------------------------------------
+
+    def _runs(self, nodes: list[Node]) -> Iterator[tuple[Node, ...]]:
+        """``nodes`` as the records that they will be; a tail is one of its own, because the next
+        longer one replaces it."""
+        full = [node for node in nodes if not node.tail]
+        for index in range(0, len(full), self.run_blocks):
+            yield tuple(full[index : index + self.run_blocks])
+        yield from ((node,) for node in nodes if node.tail)
+
+    def _kept(self, shelf: Shelf, node: Node) -> bool:
+        return shelf.get(node.key) is not None or (shelf.tier, node.key) in self._wanted
+
+    def _begin(self, wanted: _Wanted) -> None:
+        shelf, tree = wanted.shelf, self._device.tree
+        nodes = [node for node in wanted.nodes if tree.get(node.key) is node]
+        gone = wanted.nodes[len(nodes) :]
+        self._wanted.difference_update((shelf.tier, node.key) for node in gone)
+        self.unsaved_blocks[shelf.tier] += sum(not node.tail for node in gone)
+        if not nodes:
+            return
+        extent = self._extent(wanted, nodes)
+        if shelf.tier in self._closed or not self._make_room(shelf, extent):
+            self._wanted.difference_update((shelf.tier, key) for key in extent.keys)
+            self.unsaved_blocks[shelf.tier] += len(nodes)
+            return
+        tree.pin(nodes[-1], down_from=tree.root(wanted.namespace))
+        save_id = self._stored.next_id()
+        self._under_way[save_id] = _UnderWay(shelf, extent, nodes[-1])
+        self._bytes += extent.n_bytes
+        self._stored.mover.save(
+            Save(
+                id=save_id,
+                tier=shelf.tier,
+                extent=extent,
+                blocks=tuple(node.block for node in nodes),
+            )
+        )
+
+    def _extent(self, wanted: _Wanted, nodes: list[Node]) -> Extent:
+        tokens = tuple(token for node in nodes for token in node.tokens)
+        parent = nodes[0].parent
+        return Extent(
+            name="",
+            namespace_tag=namespace_tag(wanted.namespace),
+            parent=parent.key if parent is not None else b"",
+            keys=tuple(node.key for node in nodes),
+            tokens=tokens,
+            start=wanted.start,
+            block_tokens=self._stored.geometry.block_tokens,
+            n_bytes=self._stored.record_bytes(len(nodes), len(tokens)),
+            compute_s=self._compute_s(len(tokens), wanted.start),
+            used_s=self._stored.now_s(),
+        )
+
+    def _make_room(self, shelf: Shelf, extent: Extent) -> bool:
+        going = shelf.reserve(extent.namespace_tag, extent.n_bytes, self._stored.now_s())
+        if going is None:
+            return False
+        for name in going:
+            self._stored.drop(shelf.tier, name)
+        return True
+
+    def _failed(self, shelf: Shelf, n_blocks: int, problem: str) -> None:
+        self.unsaved_blocks[shelf.tier] += n_blocks
+        failure = next((s.failure for s in self._stored.mover.status() if s.tier is shelf.tier), "")
+        if failure:
+            self._closed.add(shelf.tier)
+        log.warning("KV was not saved to %s: %s", shelf.tier, failure or problem)
