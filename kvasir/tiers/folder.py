@@ -1,8 +1,8 @@
 """One folder as stored KV sees it: the only file operations that it goes through.
 
-``tiers.ram`` puts memory here. Tests put a simulated disk here, which loses, tears and reorders what
-was not flushed. The real one never follows a link, never waits on a FIFO and never leaves the
-folder: names are plain names.
+``tiers.ram`` puts memory here, and tests a simulated disk, which loses, tears and reorders what was
+not flushed. The real one never follows a link, never waits on a FIFO and never leaves the folder:
+names are plain names.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@
 - The first error in writing ends writing until the store is opened again; the record is discarded,
   never retried into success. Reading goes on.
 
-One thread may read (``read``, ``verify``, ``use``) while another one writes (``put``, ``drop``). The
-lock guards the index and the counts, never I/O: a record that is dropped while it is read is read
-right, or is said not to be there. A name is free for a new record once its old file is gone.
+One thread may read (``read``, ``verify``, ``use``) while another one writes (``put``, ``drop``).
+The lock guards the index and the counts, never I/O: a record that is dropped while it is read is
+read right, or is said not to be there. A name is free for a new record once its old file is gone.
 
 Torch-free.
 """
@@ -99,14 +99,14 @@ class RecordStore:
         return self._failure
 
     def used_s(self, name: str) -> float:
-        """When record ``name`` was last used or written, Unix time. ``KeyError`` if there is none."""
+        """When record ``name`` was last used or written, Unix time. Raises ``KeyError``."""
         with self._changed:
             return self._used_s[name]
 
     def put(self, record: Record, planes: Buffer) -> str:
-        """Keep ``record`` with its ``planes`` [n_planes * plane_bytes], one after another; its name,
-        once a power cut could not take it away. Raises ``StoreFull`` or ``StoreDegraded``, and
-        ``ValueError`` where record and planes are not in order."""
+        """Keep ``record`` with its ``planes`` [n_planes * plane_bytes], one after another; its
+        name, once a power cut could not take it away. Raises ``StoreFull`` or ``StoreDegraded``,
+        and ``ValueError`` where record and planes are not in order."""
         data = memoryview(planes).cast("B")
         _check(record, data)
         name = record.name
@@ -134,9 +134,9 @@ class RecordStore:
         return name
 
     def read(self, name: str, first: int, count: int, sink: Sink) -> None:
-        """Read the blocks ``first`` … ``first + count - 1`` of record ``name``: of plane after plane,
-        call ``sink`` with the plane's index and the bytes of those blocks, which have verified and
-        are valid until it returns.
+        """Read the blocks ``first`` … ``first + count - 1`` of record ``name``: of plane after
+        plane, call ``sink`` with the plane's index and the bytes of those blocks, which have
+        verified and are valid until it returns.
 
         Raises ``KeyError`` where there is no such record, ``ValueError`` where it has no such
         blocks, and ``Damaged`` where something does not verify: the record is removed then, and
