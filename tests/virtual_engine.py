@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from kvasir.tiers.folder import Folder
+from kvasir.tiers.store import RecordStore
 from realms import realm
+from stepped_mover import SteppedMover, TaggedMemory
 
 from kvasir.core.clock import VirtualClock
 from kvasir.core.costs import StepCosts
@@ -16,7 +19,9 @@ from kvasir.core.geometry import KvGeometry
 from kvasir.core.plans import Audit, StepPlan, StepResult
 from kvasir.core.ports import Interrupted, Runner, never
 from kvasir.core.requests import GREEDY, Request, Sampling
+from kvasir.core.tiers import Tier
 from kvasir.engine.engine import Engine
+from kvasir.engine.storage import open_stored
 from kvasir.kv.cache import KvCache
 from kvasir.sched.limits import Limits
 from kvasir.sched.scheduler import Abort, Command, Scheduler, Submit
@@ -60,12 +65,32 @@ class VirtualEngine:
         block_tokens: int = 4,
         costs: StepCosts | None = None,
         runner: Runner | None = None,
+        folders: Mapping[Tier, Folder] | None = None,
+        cap_bytes: int = 2**20,
+        read_bytes_per_s: float = 1e9,
+        write_bytes_per_s: float = 1e9,
+        audit_one_in: int = 0,
+        parts: Mapping[str, str] | None = None,
         **limits: float,
     ) -> None:
+        """``folders`` are those of the stored tiers, each of up to ``cap_bytes``; another engine
+        over the same ones is this one restarted. ``parts`` are those of another realm."""
         self.geometry = geometry(n_blocks, block_tokens)
         self.clock = VirtualClock()
-        self.cache = KvCache(self.geometry, realm(self.geometry))
         self.slots = array("Q", [POISON]) * (n_blocks * block_tokens)
+        self.realm = realm(self.geometry, **(parts or {}))
+        stores = {t: RecordStore(folder, cap_bytes) for t, folder in (folders or {}).items()}
+        self.mover = SteppedMover(
+            stores,
+            TaggedMemory(self.slots, self.geometry),
+            self.realm,
+            self.geometry,
+            self.clock,
+            read_bytes_per_s=read_bytes_per_s,
+            write_bytes_per_s=write_bytes_per_s,
+        )
+        stored = open_stored(stores, self.mover, self.geometry, self.realm, now_s=self.clock.now_s)
+        self.cache = KvCache(self.geometry, self.realm, stored=stored, audit_one_in=audit_one_in)
         self.tagged = TaggedRunner(self.slots, block_tokens, costs=costs, clock=self.clock)
         bounds = {"window": n_blocks * block_tokens, "answer_room_tokens": 2 * block_tokens}
         self.sched = Scheduler(self.cache, Limits(**(bounds | limits)), self.clock)  # type: ignore[arg-type]
@@ -106,9 +131,22 @@ class VirtualEngine:
     def step(self, interrupted: Interrupted = never) -> list[Event]:
         commands, self._commands = self._commands, []
         events = self.engine.step(commands, interrupted)
+        if self.engine.waits:
+            self._pass_until_moved()
         for event in events:
             self._note(event)
         return events
+
+    def _pass_until_moved(self) -> None:
+        next_s = self.mover.next_s()
+        assert next_s is not None, "the engine waits for nothing"
+        self.clock.advance(max(0.0, next_s - self.clock.now_s()))
+
+    def save(self) -> None:
+        """Let everything be saved that is to be."""
+        while self.cache.saving or self.mover.next_s() is not None:
+            self._pass_until_moved()
+            self.engine.step()
 
     def run(self, *, max_steps: int = 100_000) -> None:
         for _ in range(max_steps):

@@ -58,6 +58,7 @@ class Engine:
             self._waits = plan.empty and self.sched.cache.loading
             result = self._run(plan, interrupted)
             events += self.sched.commit(plan, result)
+            self.sched.cache.save()  # also where no further step comes for a while
         if self.sched.idle and self._clock.now_s() - self._checked_s >= self._check_every_s:
             self.sched.cache.check()
             self._checked_s = self._clock.now_s()

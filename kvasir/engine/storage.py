@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from kvasir.core.errors import ConfigError
 from kvasir.core.geometry import KvGeometry
 from kvasir.core.realm import Realm
 from kvasir.core.tiers import Tier
+from kvasir.kv.moves import Mover
 from kvasir.kv.shelf import Shelf
 from kvasir.kv.stored import StoredRecord, StoredTiers
 from kvasir.tiers.carry import BlockBytes
@@ -105,18 +107,31 @@ def open_storage(
     if not stores:
         return None
     mover = ThreadedMover(stores, memory, realm, geometry, on_moved, clock=clock)
-    stored = StoredTiers(
-        [Shelf(tier, store.cap_bytes) for tier, store in stores.items()],
-        mover,
-        geometry,
-        record_bytes=lambda n_blocks, n_tokens: size_of_record(geometry, n_blocks, n_tokens),
-        records=[found for tier, store in stores.items() for found in _records(tier, store, realm)],
-    )
+    stored = open_stored(stores, mover, geometry, realm)
 
     def close(timeout_s: float) -> None:
         mover.close(timeout_s)
 
     return Storage(stored, close)
+
+
+def open_stored(
+    stores: Mapping[Tier, RecordStore],
+    mover: Mover,
+    geometry: KvGeometry,
+    realm: Realm,
+    *,
+    now_s: Callable[[], float] = time.time,
+) -> StoredTiers:
+    """The tiers of ``stores``, the fastest first, with what is in them."""
+    return StoredTiers(
+        [Shelf(tier, store.cap_bytes) for tier, store in stores.items()],
+        mover,
+        geometry,
+        record_bytes=lambda n_blocks, n_tokens: size_of_record(geometry, n_blocks, n_tokens),
+        records=[found for tier, store in stores.items() for found in _records(tier, store, realm)],
+        now_s=now_s,
+    )
 
 
 def _records(tier: Tier, store: RecordStore, realm: Realm) -> Iterator[StoredRecord]:

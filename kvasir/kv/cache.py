@@ -147,6 +147,10 @@ class KvCache:
         self._reload_s = self.stored.reload_s()
         return others
 
+    def save(self) -> None:
+        """Begin to copy what was sealed or released to the stored tiers."""
+        self._saver.issue()
+
     def brings(self, key: bytes) -> bool:
         """Whether the block ``key`` is on its way into the pool."""
         return self._restorer.brings(key)
@@ -199,8 +203,10 @@ class KvCache:
         return computed
 
     def audit(self, compare: Callable[[Audit], bool]) -> bool:
-        """Have one restored block computed again; False where none is waiting for it. A block that
-        is not right is forgotten in every tier. To be called while no lease is held."""
+        """Have one restored block computed again; False where none is waiting for it, or something
+        holds blocks. A block that is not right is forgotten in every tier."""
+        if self._leases or self.loading or self.saving:
+            return False
         finding = self.auditor.compare_one(compare)
         if finding is None:
             return False

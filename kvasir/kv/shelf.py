@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, bisect_right, insort
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 from kvasir.core.tiers import Tier
@@ -234,8 +235,7 @@ class Shelf:
             return True
         if self.used_bytes + extent.n_bytes > self.cap_bytes:
             return False
-        followers = sum(self._begun.get((tag, key), 0) for key in extent.keys)
-        record = _Record(extent, followers)
+        record = _Record(extent, self._followers(extent))
         for before in self._continued_by(extent):
             before.followers += 1
         place = (tag, extent.parent)
@@ -323,6 +323,9 @@ class Shelf:
         if not tenant.records and not tenant.reserved_bytes:
             del self._tenants[namespace_tag]
 
+    def _followers(self, extent: Extent) -> int:
+        return sum(self._begun.get((extent.namespace_tag, key), 0) for key in extent.keys)
+
     def _continued_by(self, extent: Extent) -> list[_Record]:
         """The other kept records of its owner that hold the block before ``extent``."""
         return [
@@ -382,28 +385,50 @@ class Shelf:
 
     def check(self) -> None:
         """Raise ``RuntimeError`` unless all sums and indexes agree with the records."""
-        fresh = Shelf(self.tier, max(self.cap_bytes, self.used_bytes))
-        for record in self._records.values():
-            fresh.add(record.extent, reserved=False)
+        extents = [record.extent for record in self._records.values()]
+        tenants: dict[bytes, TenantUse] = {}
+        for e in extents:
+            use = tenants.get(e.namespace_tag, TenantUse(0, 0, 0))
+            added = (use.n_bytes + e.n_bytes, use.n_tokens + len(e.tokens), use.n_records + 1)
+            tenants[e.namespace_tag] = TenantUse(*added)
         reserved = sum(tenant.reserved_bytes for tenant in self._tenants.values())
+        by_key = [(b.key == key, b) for key, found in self._blocks.items() for b in found]
+        by_place = [
+            ((b.extent.namespace_tag, b.parent, b.tokens) == (*place, tokens), b)
+            for place, found in self._below.items()
+            for tokens, b in found
+        ]
         agree = {
-            "sum of bytes": self.used_bytes == fresh.used_bytes + reserved,
+            "sum of bytes": self.used_bytes == sum(e.n_bytes for e in extents) + reserved,
             "cap": self.used_bytes <= self.cap_bytes,
-            "sum of tokens": self.n_tokens == fresh.n_tokens,
-            "tenants": self.tenants() == fresh.tenants()
+            "sum of tokens": self.n_tokens == sum(len(e.tokens) for e in extents),
+            "tenants": self.tenants() == tenants
             and all(t.records or t.reserved_bytes > 0 for t in self._tenants.values()),
-            "blocks by key": _names(self._blocks) == _names(fresh._blocks),
-            "blocks by parent": _names_below(self._below) == _names_below(fresh._below),
-            "beginnings": self._begun == fresh._begun,
+            "blocks by key": self._are_all_blocks(by_key),
+            "blocks by parent": self._are_all_blocks(by_place),
+            "order of blocks": all(
+                a[0] <= b[0] for found in self._below.values() for a, b in pairwise(found)
+            ),
+            "beginnings": self._begun == Counter((e.namespace_tag, e.parent) for e in extents),
             "continued records": all(
-                record.followers == fresh._records[name].followers
-                for name, record in self._records.items()
+                record.followers == self._followers(record.extent)
+                for record in self._records.values()
             ),
             "evicted keys": self._gone.keys().isdisjoint(self._blocks),
         }
         wrong = [what for what, right in agree.items() if not right]
         if wrong:
             raise RuntimeError(f"the index of the {self.tier} tier is wrong: {', '.join(wrong)}")
+
+    def _is_kept(self, block: Shelved) -> bool:
+        record = self._records.get(block.extent.name)
+        return record is not None and record.extent is block.extent
+
+    def _are_all_blocks(self, listed: list[tuple[bool, Shelved]]) -> bool:
+        """Whether each block of each record is listed once, in its place, and nothing else is."""
+        there = {(b.extent.name, b.index) for right, b in listed if right and self._is_kept(b)}
+        n_blocks = sum(len(record.extent.keys) for record in self._records.values())
+        return len(there) == len(listed) == n_blocks
 
 
 def _tokens(entry: _Below) -> tuple[int, ...]:
@@ -420,24 +445,3 @@ def _ranked(record: _Record, now_s: float) -> tuple[float, float, str, _Record]:
     age_s = max(0.0, now_s - record.used_s)
     chance = (1 + record.uses) / (age_s + _SOON_S)
     return extent.compute_s / max(1, extent.n_bytes) * chance, record.used_s, extent.name, record
-
-
-def _names(blocks: Mapping[bytes, list[Shelved]]) -> dict[bytes, list[tuple[str, int]]]:
-    return {
-        key: sorted((block.extent.name, block.index) for block in found)
-        for key, found in blocks.items()
-    }
-
-
-def _names_below(
-    below: Mapping[_Place, list[_Below]],
-) -> dict[_Place, list[tuple[tuple[int, ...], str, int]]]:
-    """Equal only where the order of the tokens is right, too; that of equal ones is free."""
-    return {
-        place: sorted(
-            ((tokens, block.extent.name, block.index) for tokens, block in found),
-            key=lambda entry: entry[1:],
-        )
-        for place, found in below.items()
-        if [tokens for tokens, _ in found] == sorted(tokens for tokens, _ in found)
-    }

@@ -24,7 +24,8 @@ from kvasir.kv.shelf import Shelf, Shelved
 _FOREIGN_PARENT = b"another realm"  # no key: nothing continues from it
 _REMEMBERED = 65_536  # damaged keys kept to say so
 _TELLING = 16  # first tokens by which a text of another realm is recognised
-_MOST_PIECE_BYTES = 32 * 2**20
+_PIECES = 16  # into which a long text is cut, so that loading and computing can meet between them
+_LEAST_PIECE_BLOCKS = 4  # smaller ones would take longer to begin than to load
 _REASONS = {
     "weights": Miss.WEIGHTS_CHANGED,
     "tokenizer": Miss.TOKENIZER_CHANGED,
@@ -115,17 +116,21 @@ class StoredTiers:
         size = self.geometry.block_tokens
         pieces: list[Piece] = []
         index = depth
+        blocks: list[tuple[Shelf, Shelved]] = []
         while index < len(keys) and (index + 1) * size < len(tokens):
             found = self.get(keys[index])
             if found is None:
                 break
-            self._append(pieces, found, index * size)
+            blocks.append(found)
             index += 1
+        most_blocks = max(_LEAST_PIECE_BLOCKS, len(blocks) // _PIECES)
+        for offset, found in enumerate(blocks, start=depth):
+            self._append(pieces, found, offset * size, most_blocks)
         parent = keys[index - 1] if index else NO_PARENT
         rest = tokens[index * size : min(len(tokens) - 1, (index + 1) * size)]
         shelf, last, length = self.closest(namespace_tag, parent, rest)
         if shelf is not None and last is not None and length > (0 if pieces else partial):
-            self._append(pieces, (shelf, last), index * size)
+            self._append(pieces, (shelf, last), index * size, most_blocks)
         return pieces
 
     def lost(self, tier: Tier, record: str, *, damaged: bool) -> None:
@@ -203,7 +208,9 @@ class StoredTiers:
             differs_in=foreign.differs_in if foreign is not None else (),
         )
 
-    def _append(self, pieces: list[Piece], found: tuple[Shelf, Shelved], start: int) -> None:
+    def _append(
+        self, pieces: list[Piece], found: tuple[Shelf, Shelved], start: int, most_blocks: int
+    ) -> None:
         """Put a block behind ``pieces``: into the last of them where it is its neighbour."""
         shelf, block = found
         n_bytes = block.n_tokens * self.geometry.token_bytes
@@ -213,7 +220,7 @@ class StoredTiers:
             and last.tier == shelf.tier
             and last.extent is block.extent
             and last.first + last.count == block.index
-            and last.n_bytes + n_bytes <= _MOST_PIECE_BYTES
+            and last.count < most_blocks
         ):
             last.count += 1
             last.n_tokens += block.n_tokens

@@ -105,7 +105,16 @@ def test_max_window_only_lowers(model: Path) -> None:
 def test_every_decision_has_its_reasons(model: Path) -> None:
     made = _survey(model)
     subjects = {choice.subject: choice for choice in made.choices}
-    assert set(subjects) == {"device", "dtype", "attention", "projections", "kv pool", "threads"}
+    assert set(subjects) == {
+        "device",
+        "dtype",
+        "attention",
+        "projections",
+        "kv pool",
+        "kv in host",
+        "kv on disk",
+        "threads",
+    }
     assert all(choice.taken and all(choice.reasons) for choice in made.choices)
     assert subjects["dtype"].taken == made.card.dtype == "float32"
 

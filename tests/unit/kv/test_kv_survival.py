@@ -1,0 +1,199 @@
+"""KV that leaves the pool and comes back: after eviction and restarts, from every tier."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from kvasir.core.events import Miss
+from kvasir.core.tiers import Tier
+from kvasir.tiers.ram import RamFolder
+from virtual_engine import Answer, VirtualEngine, text
+
+CAP_BYTES = 2**20
+
+
+def disk() -> dict[Tier, RamFolder]:
+    return {Tier.DISK: RamFolder(CAP_BYTES)}
+
+
+def usage(answer: Answer):
+    assert answer.finished is not None
+    return answer.finished.usage
+
+
+def test_after_a_restart_only_new_tokens_are_computed() -> None:
+    rng = random.Random(1)
+    folders, book = disk(), text(rng, 150)
+    first = VirtualEngine(folders=folders)
+    first.ask(book)
+    first.save()
+    second = VirtualEngine(folders=folders)
+    question = text(rng, 6)
+    answer = second.ask([*book, *question])
+    assert usage(answer).reused_tokens == len(book)
+    assert usage(answer).reused_by_tier == {Tier.DISK: len(book)}
+    again = second.ask([*book, *question])
+    assert usage(again).reused_by_tier == {Tier.DEVICE: len(book) + len(question) - 1}
+
+
+def test_a_generated_answer_comes_back_too() -> None:
+    rng = random.Random(2)
+    folders, prompt = disk(), text(rng, 21)
+    first = VirtualEngine(folders=folders)
+    answer = first.ask(prompt, max_tokens=13)
+    first.save()
+    follow_up = [*prompt, *answer.tokens, *text(rng, 5)]
+    second = VirtualEngine(folders=folders)
+    used = usage(second.ask(follow_up))
+    assert used.reused_tokens == len(prompt) + len(answer.tokens) - 1  # the last has no KV yet
+
+
+def test_what_was_evicted_from_the_pool_comes_back_from_disk() -> None:
+    rng = random.Random(3)
+    made = VirtualEngine(n_blocks=32, folders=disk())
+    book = text(rng, 100)
+    made.ask(book)
+    made.save()
+    made.ask(text(rng, 110))
+    made.save()
+    used = usage(made.ask([*book, 1, 2, 3]))
+    assert used.reused_tokens == len(book)
+    assert used.reused_by_tier[Tier.DISK] > 80
+
+
+def test_a_conversation_with_restarts_computes_only_what_is_new() -> None:
+    rng = random.Random(4)
+    folders = disk()
+    made = VirtualEngine(n_blocks=300, folders=folders)
+    history: list[int] = []
+    new = computed = 0
+    for turn in range(40):
+        if turn % 10 == 9:
+            made.save()
+            made = VirtualEngine(n_blocks=300, folders=folders)
+        question = text(rng, rng.randrange(3, 30))
+        history += question
+        answer = made.ask(history, max_tokens=7)
+        computed += usage(answer).computed_tokens
+        new += len(question) + (1 if turn else 0)  # the last token of an answer has no KV
+        history += answer.tokens
+    assert computed <= 1.05 * new
+
+
+@pytest.mark.parametrize(
+    ("part", "miss"),
+    [
+        ("weights", Miss.WEIGHTS_CHANGED),
+        ("numerics", Miss.NUMERICS_CHANGED),
+        ("adapter", Miss.ADAPTER_CHANGED),
+        ("tokenizer", Miss.TOKENIZER_CHANGED),
+        ("layout", Miss.LAYOUT_CHANGED),
+    ],
+)
+def test_another_realm_is_a_miss_that_says_so(part: str, miss: Miss) -> None:
+    rng = random.Random(5)
+    folders, book = disk(), text(rng, 50)
+    first = VirtualEngine(folders=folders)
+    first.ask(book)
+    first.save()
+    other = VirtualEngine(folders=folders, parts={part: "another"})
+    used = usage(other.ask(book))
+    assert (used.reused_tokens, used.miss) == (0, miss)
+    other.save()
+    assert usage(VirtualEngine(folders=folders).ask([*book, 1])).reused_tokens == len(book)
+
+
+def test_nothing_of_one_tenant_is_there_for_another() -> None:
+    rng = random.Random(6)
+    folders, book = disk(), text(rng, 50)
+    first = VirtualEngine(folders=folders)
+    first.ask(book, namespace=b"a")
+    first.save()
+    second = VirtualEngine(folders=folders)
+    used = usage(second.ask(book, namespace=b"b"))
+    assert (used.reused_tokens, used.miss) == (0, Miss.FIRST_SEEN)
+    assert usage(second.ask([*book, 7], namespace=b"a")).reused_tokens == len(book)
+
+
+def test_loading_begins_while_the_request_waits() -> None:
+    rng = random.Random(7)
+    folders, book = disk(), text(rng, 100)
+    first = VirtualEngine(folders=folders)
+    first.ask(book)
+    first.save()
+    second = VirtualEngine(n_blocks=100, folders=folders, max_running=1)
+    second.submit(text(rng, 60), max_tokens=30)
+    waiting = second.submit([*book, 1, 2], max_tokens=2)
+    second.step()
+    assert second.sched.n_waiting == 1
+    assert second.cache.loading
+    second.run()
+    assert second.right(waiting)
+    assert usage(second.answer(waiting)).reused_tokens == len(book)
+    assert second.cache.restored_blocks == 25
+
+
+def test_from_a_slow_disk_the_beginning_is_computed_meanwhile() -> None:
+    rng = random.Random(8)
+    folders, book = disk(), text(rng, 400)
+    first = VirtualEngine(n_blocks=256, folders=folders)
+    first.ask(book)
+    first.save()
+    per_token_s = first.sched.costs.prefill_s(400, 0) / 400
+    slow = VirtualEngine(n_blocks=256, folders=folders, read_bytes_per_s=8 / per_token_s)
+    began_s = slow.clock.now_s()
+    used = usage(slow.ask([*book, 1, 2, 3, 4]))
+    took_s = slow.clock.now_s() - began_s
+    assert 100 < used.reused_tokens < 300
+    alone_s = first.sched.costs.prefill_s(404, 0)
+    assert took_s < 0.8 * alone_s
+
+
+def test_from_a_disk_that_is_slower_than_computing_nothing_is_loaded() -> None:
+    rng = random.Random(9)
+    folders, book = disk(), text(rng, 100)
+    first = VirtualEngine(folders=folders)
+    first.ask(book)
+    first.save()
+    slow = VirtualEngine(folders=folders, read_bytes_per_s=100)
+    assert usage(slow.ask([*book, 1])).reused_tokens == 0
+
+
+def test_an_aborted_request_leaves_what_it_had_loaded_in_order() -> None:
+    rng = random.Random(10)
+    folders, book = disk(), text(rng, 200)
+    first = VirtualEngine(n_blocks=256, folders=folders)
+    first.ask(book)
+    first.save()
+    for steps in range(1, 12):
+        second = VirtualEngine(n_blocks=128, folders=folders, read_bytes_per_s=30_000)
+        name = second.submit([*book, 1])
+        for _ in range(steps):
+            second.step()
+            second.cache.check()
+        second.abort(name)
+        second.run()
+        second.ask([*book, 1])
+
+
+def test_the_audit_finds_a_block_that_is_stored_wrongly() -> None:
+    rng = random.Random(11)
+    folders, book = disk(), text(rng, 40)
+    first = VirtualEngine(folders=folders)
+    first.ask(book)
+    first.slots[10] ^= 1  # wrong before it is saved: every digest will be right
+    first.save()
+    second = VirtualEngine(folders=folders, audit_one_in=1)
+    second.submit([*book, 1, 2, 3])
+    second.run()
+    assert not second.engine.rest()  # what is being saved is not touched
+    second.save()
+    while second.engine.rest():
+        pass
+    assert second.engine.status().audit_failures == 1
+    second.cache.check()
+    used = usage(second.ask([*book, 4, 5]))  # rightly answered
+    assert used.reused_tokens == 8
+    second.save()
+    assert usage(VirtualEngine(folders=folders).ask([*book, 4, 5])).reused_tokens > 40
