@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from simulated_folder import SimulatedFolder, _File
 
+from kvasir.core.geometry import KvGeometry
 from kvasir.core.realm import Realm
 from kvasir.tiers.record import (
     PRELUDE,
@@ -20,6 +21,7 @@ from kvasir.tiers.record import (
     encode_header,
     extent,
     header_size,
+    size_of_record,
 )
 from kvasir.tiers.store import RecordStore
 
@@ -145,6 +147,17 @@ def test_counts_that_do_not_make_up_the_header_are_refused_before_they_are_used(
         wrong[at + 4 * index : at + 4 * index + 4] = (2**32 - 1).to_bytes(4, "little")
         with pytest.raises(Damaged):
             decode_header(bytes(wrong) + xxhash.xxh3_128_digest(wrong))
+
+
+def test_the_size_is_known_before_there_is_a_record() -> None:
+    geometry = KvGeometry(
+        n_layers=3, n_kv_heads=2, head_dim=8, dtype="float32", dtype_bytes=4, block_tokens=4,
+        n_blocks=9,
+    )  # fmt: skip
+    for record in (FULL, TAIL):
+        n_tokens = len(record.tokens)
+        made = dataclasses.replace(record, n_planes=6, plane_bytes=n_tokens * 2 * 8 * 4)
+        assert size_of_record(geometry, len(record.keys), n_tokens) == made.file_bytes
 
 
 def test_it_says_in_which_parts_of_the_realm_it_differs() -> None:
