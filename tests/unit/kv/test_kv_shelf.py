@@ -633,3 +633,27 @@ def test_a_planted_bug_is_found_at_random(bug: type[Shelf]) -> None:
     )
     with pytest.raises((AssertionError, RuntimeError, KeyError)):
         run_state_machine_as_test(machine, settings=quick)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda shelf: setattr(shelf, "used_bytes", 0),
+        lambda shelf: setattr(shelf, "n_tokens", 0),
+        lambda shelf: setattr(shelf, "cap_bytes", 1),
+        lambda shelf: shelf._blocks.popitem(),
+        lambda shelf: shelf._blocks.update({b"x": [Shelved(record([5]), 0)]}),
+        lambda shelf: shelf._below.popitem(),
+        lambda shelf: shelf._below[A, b""].reverse(),
+        lambda shelf: shelf._below[A, b""].append(shelf._below[A, b""][-1]),
+        lambda shelf: shelf._begun.popitem(),
+        lambda shelf: shelf._tenants.popitem(),
+        lambda shelf: shelf._gone.update(dict.fromkeys(shelf._blocks)),
+        lambda shelf: setattr(next(iter(shelf._records.values())), "followers", 7),
+    ],
+)
+def test_the_check_finds_what_is_wrong(wrong: Callable[[Shelf], object]) -> None:
+    shelf = shelf_of(record([1, 2, 3]), record([1, 2, 3, 4], skip=1), record([2]))
+    wrong(shelf)
+    with pytest.raises(RuntimeError, match="is wrong"):
+        shelf.check()
