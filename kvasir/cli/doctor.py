@@ -115,11 +115,9 @@ def _survey(config: Config) -> Survey:
 
 
 def _stored(config: Config, survey: Survey | None) -> dict[str, Any]:
-    from kvasir.cli.home import Home
     from kvasir.cli.upgrade import stored_report
 
-    realm = getattr(survey, "realm", None)
-    return stored_report(Home(config.home).stored, config, realm)
+    return stored_report(config, survey.realm if survey is not None else None)
 
 
 def _model(survey: Survey) -> dict[str, Any]:

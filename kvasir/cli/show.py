@@ -13,11 +13,14 @@ from kvasir.cli.client import AnswerEnd, ReadProgress
 
 _GIB = 2**30
 _MIB = 2**20
+_KIB = 2**10
 
 
 def size(n_bytes: float) -> str:
-    """``n_bytes`` in MiB or GiB."""
-    return f"{n_bytes / _GIB:,.1f} GiB" if n_bytes >= _GIB else f"{n_bytes / _MIB:,.0f} MiB"
+    """``n_bytes`` in KiB, MiB or GiB."""
+    if n_bytes >= _GIB:
+        return f"{n_bytes / _GIB:,.1f} GiB"
+    return f"{n_bytes / _MIB:,.0f} MiB" if n_bytes >= _MIB else f"{n_bytes / _KIB:,.0f} KiB"
 
 
 def count(n: int, noun: str) -> str:

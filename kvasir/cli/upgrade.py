@@ -6,42 +6,28 @@ Invariant: only headers are read and nothing is changed, so this may run beside 
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from kvasir.cli import show
 from kvasir.core.config import Config
 from kvasir.core.realm import Realm
+from kvasir.engine.storage import disk_cap, stored_folder
 from kvasir.tiers.folder import Folder, RealFolder
 from kvasir.tiers.record import PRELUDE, VERSION, Damaged, Record, decode_header, differs_in
 from kvasir.tiers.record import header_size as size_of_header
 
-_GIB = 2**30
 _SUFFIX = ".kv"
 
 
-def disk_cap_bytes(config: Config) -> tuple[int, str]:
-    """What stored KV may take on the disk of the home, and why."""
-    if config.disk_gib >= 0:
-        return int(config.disk_gib * _GIB), f"disk_gib is {config.disk_gib:g}"
-    path = config.home
-    while not path.exists():
-        path = path.parent
-    free_bytes = shutil.disk_usage(path).free
-    reason = f"the smaller of 16 GiB and 10 % of the {free_bytes / _GIB:.1f} GiB that are free"
-    return min(16 * _GIB, free_bytes // 10), reason
-
-
-def stored_report(folder: Path, config: Config, realm: Realm | None) -> dict[str, Any]:
-    """What lies in ``folder``, as plain values: sums, and what of it is of which use in ``realm``
-    (None: not known, because no model could be looked at)."""
-    cap_bytes, reason = disk_cap_bytes(config)
+def stored_report(config: Config, realm: Realm | None) -> dict[str, Any]:
+    """What lies in the home's folder of stored KV, as plain values: sums, and what of it is of
+    which use in ``realm`` (None: not known, because no model could be looked at)."""
+    folder, cap = stored_folder(config), disk_cap(config)
     report: dict[str, Any] = {
         "folder": str(folder),
-        "cap_bytes": cap_bytes,
-        "cap_reason": reason,
+        "cap_bytes": cap.n_bytes,
+        "cap_reason": cap.reason,
         "problem": None,
     }
     records: list[Record] = []
@@ -71,7 +57,7 @@ def stored_lines(report: dict[str, Any]) -> list[str]:
     everything = report["all"]
     lines = [
         report["folder"],
-        f"cap {_gib(report['cap_bytes'])}, {report['cap_reason']}",
+        f"cap {show.size(report['cap_bytes'])}, {report['cap_reason']}",
         _sums_line("stored", everything),
     ]
     if report["problem"]:
@@ -164,7 +150,7 @@ def _header(folder: Folder, name: str) -> Record:
 
 def _sums_line(what: str, sums: dict[str, Any]) -> str:
     records, tokens = show.count(sums["records"], "record"), show.count(sums["tokens"], "token")
-    return f"{what}: {records}, {tokens}, {_gib(sums['bytes'])}"
+    return f"{what}: {records}, {tokens}, {show.size(sums['bytes'])}"
 
 
 def _again(sums: dict[str, Any]) -> str:
@@ -173,7 +159,3 @@ def _again(sums: dict[str, Any]) -> str:
         return "they do not say how long computing them again takes"
     rest = f", {sums['unsaid_records']:,} not counted" if sums["unsaid_records"] else ""
     return f"computing them again takes about {sums['compute_s']:,.0f} s{rest}"
-
-
-def _gib(n_bytes: int) -> str:
-    return f"{n_bytes / _GIB:,.2f} GiB"

@@ -1,14 +1,17 @@
-"""`kvasir cache` and `kvasir doctor` as processes, on a home where no server runs."""
+"""`kvasir cache` and `kvasir doctor` as processes: without a server, beside one, and after one."""
 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cli_process import environment, kvasir
+from cli_process import accounts, environment, kvasir, serving
 
 
 @pytest.fixture
@@ -63,3 +66,57 @@ def test_doctor_tells_of_stored_kv_and_changes_nothing(home: Path, embedded_gguf
     assert stored["folder"] == str(home / "kv")
     assert (stored["cap_bytes"], stored["all"]["records"]) == (3 * 2**29, 0)
     assert not (home / "kv").exists()
+
+
+def test_what_a_server_kept_is_seen_beside_it_after_it_and_by_the_next(
+    home: Path, embedded_gguf: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "story.txt"
+    text.write_text("The lighthouse keeper was called Anselm. He kept two goats. " * 20)
+    ask = ("ask", str(text), "Who?", "--max-tokens", "2")
+    arguments = [str(embedded_gguf), "--dtype", "float32"]
+    with serving(home, *arguments) as first:
+        asked = kvasir(home, *ask)
+        (cold,) = accounts(asked.stderr)
+        kept = _stored_tokens(home, at_least=cold.prompt - 1)
+        assert {record["tenant"] for record in kept} == {"local"}
+        assert all(record["differs_in"] == [] for record in kept)
+        assert kvasir(home, "cache", "verify").returncode == 0
+        first.signal(signal.SIGKILL)
+        first.wait()
+    after = json.loads(kvasir(home, "cache", "list", "--json").stdout)["records"]
+    assert {record["name"] for record in after} == {record["name"] for record in kept}
+
+    told = _doctor(home, embedded_gguf, "float32")
+    assert told["usable"]["tokens"] == sum(record["tokens"] for record in kept)
+    assert told["of_no_use"] == []
+    told = _doctor(home, embedded_gguf, "bfloat16")
+    assert told["usable"]["records"] == 0
+    assert [group["differs_in"] for group in told["of_no_use"]] == [["numerics", "layout"]]
+    assert told["of_no_use"][0]["compute_s"] > 0
+
+    with serving(home, *arguments):
+        again = kvasir(home, *ask)
+        (warm,) = accounts(again.stderr)
+        assert (again.stdout, warm.computed) == (asked.stdout, 1)
+        assert f"{warm.reused:,} from disk" in again.stderr
+        cleared = json.loads(kvasir(home, "cache", "clear", "--json").stdout)["cleared"]
+        assert cleared >= len(kept)
+        assert json.loads(kvasir(home, "cache", "list", "--json").stdout)["records"] == []
+        assert accounts(kvasir(home, *ask).stderr)[0].computed > 1  # out of the pool as well
+
+
+def _stored_tokens(home: Path, at_least: int) -> list[dict[str, Any]]:
+    """What is stored, as soon as so many tokens are."""
+    until_s = time.monotonic() + 60
+    while True:
+        records = json.loads(kvasir(home, "cache", "list", "--json").stdout)["records"]
+        if sum(record["tokens"] for record in records) >= at_least:
+            return list(records)
+        assert time.monotonic() < until_s, f"only {records} are stored"
+
+
+def _doctor(home: Path, model: Path, dtype: str) -> dict[str, Any]:
+    done = kvasir(home, "doctor", str(model), "--dtype", dtype, "--json")
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout)["stored"])

@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import hashlib
 import hmac
+import json
 import socket
 import threading
 from collections.abc import Iterator, Sequence
 
 import httpx2
 import pytest
-from virtual_server import listening, make_engine, make_served
+from virtual_server import listening, make_engine, make_served, world
 
 from kvasir.core.config import Config
 from kvasir.core.errors import EngineStopped
@@ -340,3 +341,44 @@ def test_a_degraded_tier_still_serves(server: Kept) -> None:
     answer = server.tcp.get("/health")
     assert answer.status_code == 200
     assert (answer.json()["status"], answer.json()["degraded"]) == ("ok", ["disk"])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_first_token_that_differs_is_told_with_what_is_kept(streaming: bool) -> None:
+    def diagnostics(prompt: str) -> dict[str, object] | None:
+        body = {"prompt": prompt, "max_tokens": 1, "stream": streaming}
+        if streaming:
+            body["stream_options"] = {"include_usage": True}
+        answer = http.post("/v1/completions", json=body)
+        if not streaming:
+            return answer.json().get("prompt_cache_diagnostics")
+        data = [line[6:] for line in answer.text.splitlines() if line.startswith("data: ")]
+        return json.loads(data[-2]).get("prompt_cache_diagnostics")
+
+    with world() as own, own.http() as http:
+        diagnostics("x" * 100 + "abc")
+        assert diagnostics("x" * 100 + "zbc") == {
+            "prompt": 0,
+            "reason": None,
+            "first_different_token": 100,
+            "token_id": own.served.codec.tokenizer.encode("z")[0],
+            "text": "z",
+            "kept_text": "a",
+        }
+        assert diagnostics("x" * 100 + "zbc") is None
+        other = diagnostics("y" * 50)
+        assert other is not None
+        assert (other["reason"], other["text"], other["kept_text"]) == ("different_text", "y", "x")
+
+
+def test_nothing_of_another_tenant_is_told_as_kept() -> None:
+    keys = {hashlib.sha256(key.encode()).hexdigest(): key for key in ("alice", "bob")}
+    with world(Config(keys=keys)) as own, own.http() as http:
+        for tenant in keys.values():
+            answer = http.post(
+                "/v1/completions",
+                json={"prompt": f"shared beginning, {tenant}", "max_tokens": 1},
+                headers={"authorization": f"Bearer {tenant}"},
+            )
+            told = answer.json()["prompt_cache_diagnostics"]
+            assert (told["reason"], told["kept_text"]) == ("first_seen", None)
