@@ -87,6 +87,14 @@ def test_a_block_that_another_tier_has_by_now_is_worth_less() -> None:
     assert forest.evict(1) == [b"ax"]
 
 
+def test_a_block_that_no_other_tier_has_any_more_is_worth_more() -> None:
+    forest = Forest(worth={b"ax": 0.5, b"ay": 2.0})
+    x, _ = forest.add("x"), forest.add("y")
+    forest.worth[b"ax"] = 5.0
+    forest.tree.reprice(x)
+    assert forest.evict(2) == [b"ay", b"ax"]
+
+
 def test_repricing_what_is_held_takes_effect_when_it_becomes_a_leaf() -> None:
     forest = Forest(worth={b"ax": 5.0, b"axy": 5.0, b"az": 2.0})
     x, y = forest.add("x"), forest.add("xy")
@@ -226,6 +234,7 @@ def test_every_eviction_is_the_right_one(seed: int) -> None:
 
 def test_stale_entries_do_not_pile_up() -> None:
     forest = Forest()
+    forest.add("w")
     node = forest.add("x")
     for _ in range(1000):
         forest.use(node)
