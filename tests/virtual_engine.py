@@ -7,8 +7,6 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from kvasir.tiers.folder import Folder
-from kvasir.tiers.store import RecordStore
 from realms import realm
 from stepped_mover import SteppedMover, TaggedMemory
 
@@ -26,6 +24,8 @@ from kvasir.kv.cache import KvCache
 from kvasir.sched.limits import Limits
 from kvasir.sched.scheduler import Abort, Command, Scheduler, Submit
 from kvasir.sched.virtual import POISON, TaggedRunner, expected_answer
+from kvasir.tiers.folder import Folder
+from kvasir.tiers.store import RecordStore
 
 
 def geometry(n_blocks: int, block_tokens: int = 4) -> KvGeometry:

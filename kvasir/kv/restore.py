@@ -19,7 +19,7 @@ from kvasir.kv.tree import Node
 Seconds = Callable[[int, int], float]  # (tokens, position of the first) -> seconds to compute them
 
 
-_WORTH = 0.95  # computing is only begun where it saves at least 5 % of the time
+_WORTH = 0.8
 
 
 class Stage(Enum):
@@ -81,13 +81,15 @@ def best_split(
     load_s: Callable[[int, Tier], float],
 ) -> int:
     """The number of leading ``pieces`` with which the later of (computing them, loading the rest)
-    ends first; loading more where it makes no difference."""
+    ends first. None where that saves less than a fifth of the time of loading all of them: others
+    may need the engine, and predictions err."""
     left = sum(piece.n_bytes for piece in pieces)
-    best, best_s = 0, load_s(left, pieces[0].tier) if pieces else 0.0
+    loading_s = load_s(left, pieces[0].tier) if pieces else 0.0
+    best, best_s = 0, loading_s
     for count, piece in enumerate(pieces, start=1):
         left -= piece.n_bytes
-        loading_s = load_s(left, piece.tier) if left else 0.0
-        ends_s = max(loading_s, compute_s(piece.end - computed, computed))
-        if ends_s < best_s * _WORTH:
+        rest_s = load_s(left, piece.tier) if left else 0.0
+        ends_s = max(rest_s, compute_s(piece.end - computed, computed))
+        if ends_s < best_s:
             best, best_s = count, ends_s
-    return best
+    return best if best_s < _WORTH * loading_s else 0

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 
 import pytest
+from virtual_engine import Answer, VirtualEngine, text
+
 from kvasir.core.events import Miss
 from kvasir.core.tiers import Tier
 from kvasir.tiers.ram import RamFolder
-from virtual_engine import Answer, VirtualEngine, text
 
 CAP_BYTES = 2**20
 
