@@ -60,7 +60,7 @@ class Engine:
             events += self.sched.commit(plan, result)
             self.sched.cache.save()  # also where no further step comes for a while
         if self.sched.idle and self._clock.now_s() - self._checked_s >= self._check_every_s:
-            self.sched.cache.check()
+            self.sched.cache.check(shelves=False)
             self._checked_s = self._clock.now_s()
         return events
 

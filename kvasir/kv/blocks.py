@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from kvasir.kv.pool import BlockPool
 from kvasir.kv.tree import PrefixTree
 
-_BATCH = 64  # 1/64 of the pool is evicted at a time, so that what is free lies in long runs
+_BATCH = 64  # 1/64 of the pool is free after an eviction, so that there are long runs
 
 
 class DeviceBlocks:
@@ -33,8 +33,9 @@ class DeviceBlocks:
         if self.pool.n_free + self.tree.n_idle < count + spare:
             return None
         if self.pool.n_free < count:
-            missing = count - self.pool.n_free
-            self.give(self.tree.evict(max(missing, self._batch), for_namespace=namespace))
+            self.give(self.tree.evict(count - self.pool.n_free, for_namespace=namespace))
+            ahead = self._batch - (self.pool.n_free - count)
+            self.give(self.tree.evict(max(0, ahead), for_namespace=namespace, spare_others=True))
         if self.pool.n_free < count:
             return None
         extra = max(0, min(wish, self.pool.n_free - count - spare))

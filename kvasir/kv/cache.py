@@ -8,7 +8,6 @@ it). What is sealed is copied to the stored tiers in the background, and comes b
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -94,18 +93,7 @@ class KvCache:
 
     def tiers(self) -> tuple[TierStatus, ...]:
         """How each stored tier is doing."""
-        unsaved = self._saver.unsaved_blocks
-        return tuple(
-            dataclasses.replace(
-                status,
-                used_bytes=self.stored.shelf(status.tier).used_bytes,
-                records=self.stored.shelf(status.tier).n_records,
-                tokens=self.stored.shelf(status.tier).n_tokens,
-                evicted_records=self.stored.shelf(status.tier).evicted_records,
-                unsaved_blocks=unsaved[status.tier],
-            )
-            for status in self.stored.mover.status()
-        )
+        return self.stored.status(self._saver.unsaved_blocks)
 
     def chain(self, namespace: bytes) -> KeyChain:
         """The maker of block keys for ``namespace`` in this cache's realm."""
@@ -334,8 +322,9 @@ class KvCache:
         self._tree.unpin(lease.node)
         self._leases.discard(lease)
 
-    def check(self) -> None:
-        """Raise ``RuntimeError`` unless every block has one place and every pin a holder."""
+    def check(self, *, shelves: bool = True) -> None:
+        """Raise ``RuntimeError`` unless every block has one place and every pin a holder, and, with
+        ``shelves``, unless the indexes of the stored tiers agree (slow where much is stored)."""
         places = list(self._device.pool.free_blocks())
         holders: list[Node] = []
         for lease in self._leases:
@@ -346,7 +335,7 @@ class KvCache:
         places += [node.block for node in self._tree]
         check_places(places, self.geometry.n_blocks)
         check_tree(self._tree, holders)
-        for shelf in self.stored.shelves:
+        for shelf in self.stored.shelves if shelves else ():
             shelf.check()
 
     # inside --------------------------------------------------------------------------------------

@@ -10,12 +10,12 @@ import dataclasses
 import itertools
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvasir.core.events import Miss
 from kvasir.core.geometry import KvGeometry
-from kvasir.core.tiers import KeptRecord, Tier
+from kvasir.core.tiers import KeptRecord, Tier, TierStatus
 from kvasir.kv.keys import NO_PARENT
 from kvasir.kv.moves import Extent, Mover
 from kvasir.kv.restore import Piece
@@ -78,6 +78,20 @@ class StoredTiers:
     def kept(self) -> list[KeptRecord]:
         """Every record, as the owner of the home sees it."""
         return [self._describe(shelf.tier, extent) for shelf in self.shelves for extent in shelf]
+
+    def status(self, unsaved_blocks: Mapping[Tier, int]) -> tuple[TierStatus, ...]:
+        """How each tier is doing."""
+        return tuple(
+            dataclasses.replace(
+                status,
+                used_bytes=self.shelf(status.tier).used_bytes,
+                records=self.shelf(status.tier).n_records,
+                tokens=self.shelf(status.tier).n_tokens,
+                evicted_records=self.shelf(status.tier).evicted_records,
+                unsaved_blocks=unsaved_blocks[status.tier],
+            )
+            for status in self.mover.status()
+        )
 
     def shelf(self, tier: Tier) -> Shelf:
         """That tier's."""

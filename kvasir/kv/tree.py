@@ -204,13 +204,15 @@ class PrefixTree:
         if node.pins == 0 and not node.children:
             self._push(node)
 
-    def evict(self, count: int, *, for_namespace: bytes | None = None) -> list[int]:
+    def evict(
+        self, count: int, *, for_namespace: bytes | None = None, spare_others: bool = False
+    ) -> list[int]:
         """Remove up to ``count`` idle leaves; returns their blocks.
 
         First go those of namespaces that have more than their share, which is the same for every
         namespace that has blocks or is ``for_namespace``; then those of ``for_namespace``; then the
-        others', because a request that was admitted must be able to run. Takes O(log n) a block,
-        amortised, and O(namespaces) a call.
+        others' unless they are spared, because a request that was admitted must be able to run.
+        Takes O(log n) a block, amortised, and O(namespaces) a call.
         """
         asking = None if for_namespace is None else self._roots.get(for_namespace)
         holders = sum(1 for root in self._roots.values() if root.n_blocks)
@@ -221,7 +223,7 @@ class PrefixTree:
         blocks = self._evict_from(above, count, down_to=share)
         if asking is not None and len(blocks) < count:
             blocks += self._evict_from([asking], count - len(blocks), down_to=0)
-        if len(blocks) < count:
+        if len(blocks) < count and not spare_others:
             blocks += self._evict_from(self._roots.values(), count - len(blocks), down_to=0)
         return blocks
 
