@@ -100,7 +100,7 @@ class Bench:
     def content(self, blocks: Sequence[int], n_tokens: int | None = None) -> bytes:
         """By torch, not by the pool's own copies."""
         slots = [b * 4 + offset for b in blocks for offset in range(4)][:n_tokens]
-        planes = [p for layer in range(3) for p in self.pool.planes(layer)]
+        planes = [p for layer in range(self.geometry.n_layers) for p in self.pool.planes(layer)]
         return b"".join(bytes(p[slots].view(torch.uint8).flatten().tolist()) for p in planes)
 
     def extent(self, n_blocks: int, n_tokens: int | None = None, seed: int = 0) -> Extent:
@@ -122,7 +122,7 @@ class Bench:
 
     def load(self, record: str, blocks: Sequence[int], first: int = 0) -> int:
         self.next_id += 1
-        n_bytes = len(blocks) * self.geometry.block_bytes
+        n_bytes = max(1, len(blocks)) * self.geometry.block_bytes
         self.mover.load(
             Load(id=self.next_id, tier=self.tier, record=record, first=first,
                  blocks=tuple(blocks), n_bytes=n_bytes)

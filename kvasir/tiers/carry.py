@@ -76,8 +76,8 @@ class Carrier:
     def save(self, save: Save) -> Moved:
         """Carry out ``save``. Raises ``ValueError`` where the extent does not fit the blocks."""
         extent, geometry = save.extent, self._geometry
-        if len(save.blocks) != len(extent.keys) or extent.block_tokens != geometry.block_tokens:
-            raise ValueError("the extent does not describe the blocks that are to be saved")
+        if extent.block_tokens != geometry.block_tokens:
+            raise ValueError(f"blocks of {extent.block_tokens} tokens are not those of the pool")
         n_tokens = len(extent.tokens)
         planes = self._room(n_tokens * geometry.token_bytes)
         self._memory.gather(save.blocks, n_tokens, planes)

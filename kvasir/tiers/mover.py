@@ -301,4 +301,6 @@ def _step_back() -> None:
     thread has its own, elsewhere ``setpriority`` would take the whole process back."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _WRITER_NICE)
+            thread = threading.get_native_id()
+            nice = os.getpriority(os.PRIO_PROCESS, thread) + _WRITER_NICE
+            os.setpriority(os.PRIO_PROCESS, thread, nice)

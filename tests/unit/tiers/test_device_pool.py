@@ -192,7 +192,10 @@ def test_on_a_cpu_no_torch_operation_moves_bytes() -> None:
 
 def test_neighbouring_blocks_are_one_copy() -> None:
     assert slot_runs([3, 4, 5, 1, 2, 0], 22, 4, 6) == [(12, 12), (4, 8), (0, 2)]
-    assert slot_runs([0], 1, 4, 6) == [(0, 1)]
+    assert slot_runs([5], 1, 4, 6) == [(20, 1)]
+    for block in (-1, 6):
+        with pytest.raises(ValueError, match="not one of the pool's 6"):
+            slot_runs([block], 1, 4, 6)
 
 
 @pytest.mark.parametrize(
