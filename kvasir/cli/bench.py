@@ -14,15 +14,16 @@ TYPER_SETTINGS = {
         "allow_interspersed_args": False,  # what follows NAME is the measurement's
     }
 }
-MEASUREMENTS = ("peers", "planning", "layout")
+MEASUREMENTS = ("peers", "restore", "planning", "layout", "storage")
 
 
 def command(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="What to measure.")] = "peers",
 ) -> None:
-    """Measure speed: `peers` compares with other engines on the same weights, `planning` shows
-    what a step costs to plan over short and long texts, `layout` how KV in memory is best arranged.
+    """Measure speed: `peers` compares with other engines on the same weights, `restore` shows what
+    a question costs on a text that is kept, `planning` what a step costs to plan over short and
+    long texts, `layout` how KV is best arranged in memory, `storage` how on a disk.
 
     What follows NAME goes to the measurement; `kvasir bench NAME --help` lists it.
     """
