@@ -81,8 +81,7 @@ def generation_docs(
     documented = body_docs(body, reply, _GENERATION_ERRORS)
     documented["responses"][200]["content"] = {
         "text/event-stream": {
-            "schema": {
-                "type": "string",
+            "schema": {  # no type: tools differ in whether it is the stream's or an event's
                 "description": f"With `stream: true`: lines `data: {chunk.__name__}`, a failure as "
                 "`data: ErrorReply`, and `data: [DONE]` last.",
             }
