@@ -20,6 +20,7 @@ import tokenizers
 import uvicorn
 from fastapi import FastAPI
 from realms import realm
+from stepped_mover import TaggedMemory
 from tokenizers import decoders, models, pre_tokenizers
 
 from kvasir.core.clock import SystemClock
@@ -30,6 +31,7 @@ from kvasir.core.ports import Engine as EnginePort
 from kvasir.core.ports import Interrupted, never
 from kvasir.engine.client import EngineClient
 from kvasir.engine.engine import Engine
+from kvasir.engine.storage import Cap, open_storage
 from kvasir.kv.cache import KvCache
 from kvasir.sched.limits import Limits as SchedLimits
 from kvasir.sched.scheduler import Scheduler
@@ -118,8 +120,9 @@ class World:
 
 
 def make_engine(
-    *, n_blocks: int = 1024, window: int = WINDOW, **limits: float
+    *, n_blocks: int = 1024, window: int = WINDOW, stored: Config | None = None, **limits: float
 ) -> tuple[EngineClient, KvCache, PacedRunner, KvGeometry]:
+    """``stored``, where given, is the configuration whose home has a disk tier."""
     geometry = KvGeometry(
         n_layers=1,
         n_kv_heads=1,
@@ -130,12 +133,29 @@ def make_engine(
         n_blocks=n_blocks,
     )
     clock = SystemClock()
-    cache = KvCache(geometry, realm(geometry))
     slots = array("Q", [POISON]) * (n_blocks * BLOCK_TOKENS)
+    told: list[EngineClient] = []  # whom the mover wakes
+
+    def moves_ended() -> None:
+        for client in told:
+            client.moves_ended()
+
+    storage = None
+    if stored is not None:
+        memory, host = TaggedMemory(slots, geometry), Cap(0, "none")
+        storage = open_storage(stored, realm(geometry), geometry, memory, host, moves_ended, clock)
+    cache = KvCache(
+        geometry,
+        realm(geometry),
+        stored=storage.stored if storage is not None else None,
+        audit_one_in=stored.audit_one_in if stored is not None else 0,
+    )
     runner = PacedRunner(slots, BLOCK_TOKENS, vocab_size=PRINTABLE)
     bounds = SchedLimits(window=window, **limits)  # type: ignore[arg-type]
     engine = Engine(Scheduler(cache, bounds, clock), runner, clock, check_every_s=0)
-    return EngineClient(engine, clock).start(), cache, runner, geometry
+    client = EngineClient(engine, clock, close=storage.close if storage is not None else None)
+    told.append(client)
+    return client.start(), cache, runner, geometry
 
 
 def make_served(
@@ -143,6 +163,7 @@ def make_served(
     geometry: KvGeometry,
     window: int = WINDOW,
     tokenizer: Tokenizer | None = None,
+    secret: bytes = b"s" * 32,
 ) -> Served:
     tokenizer = tokenizer or byte_tokenizer()
     card = ModelCard(
@@ -153,10 +174,10 @@ def make_served(
         vocab_size=tokenizer.vocab_size,
         dtype="float32",
         parameter_bytes=0,
-        numerics_id="virtual",
+        realm=realm(geometry),
     )
     codec = TextCodec(tokenizer, ChatTemplate(TEMPLATE), Transcripts(2**20))
-    return Served(card=card, geometry=geometry, engine=engine, codec=codec, secret=b"s" * 32)
+    return Served(card=card, geometry=geometry, engine=engine, codec=codec, secret=secret)
 
 
 @contextlib.contextmanager

@@ -150,6 +150,7 @@ def _over_http(
         "kv_gib": str(setup.kv_gib),
         "max_window": str(setup.window),
         "home": setup.home,
+        "disk_gib": "0",  # as in process, see ``engines.kvasir.load``
     }
     with http.served(arm.python, settings, env=env, cwd=import_path, timeout_s=timeout_s) as port:
         http.first_token_s(port, prompts.served_warm_up, timeout_s)

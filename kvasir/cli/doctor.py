@@ -117,7 +117,7 @@ def _survey(config: Config) -> Survey:
 def _stored(config: Config, survey: Survey | None) -> dict[str, Any]:
     from kvasir.cli.upgrade import stored_report
 
-    return stored_report(config, survey.realm if survey is not None else None)
+    return stored_report(config, survey.card.realm if survey is not None else None)
 
 
 def _model(survey: Survey) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _model(survey: Survey) -> dict[str, Any]:
         "vocabulary": card.vocab_size,
         "dtype": card.dtype,
         "parameter_bytes": card.parameter_bytes,
-        "numerics": card.numerics_id,
+        "numerics": card.realm.numerics,
     }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvasir.core.realm import Realm
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvGeometry:
@@ -66,5 +68,5 @@ class ModelCard:
     vocab_size: int
     dtype: str
     parameter_bytes: int
-    numerics_id: str  # weights and format, RoPE, KV dtype, attention policy; part of every KV key
+    realm: Realm  # everything beside tokens and owner that KV depends on; part of every KV key
     demonstration: bool = False  # the embedded model, which is called what it is

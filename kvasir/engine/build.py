@@ -92,11 +92,11 @@ def _engine(config: Config, plan: Survey) -> EngineClient:
             client.moves_ended()
 
     storage = open_storage(
-        config, plan.realm, plan.geometry, pool, plan.host_cap, moves_ended, clock
+        config, plan.card.realm, plan.geometry, pool, plan.host_cap, moves_ended, clock
     )
     cache = KvCache(
         plan.geometry,
-        plan.realm,
+        plan.card.realm,
         stored=storage.stored if storage is not None else None,
         audit_one_in=config.audit_one_in,
     )

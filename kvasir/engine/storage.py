@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -56,7 +57,10 @@ def disk_cap(config: Config) -> Cap:
     if config.disk_gib >= 0:
         return Cap(int(config.disk_gib * GIB), f"disk_gib is {config.disk_gib:g}")
     path = stored_folder(config)
-    used_bytes = sum(file.stat().st_size for file in path.glob("*.kv")) if path.is_dir() else 0
+    used_bytes = 0
+    for file in path.glob("*.kv") if path.is_dir() else ():
+        with contextlib.suppress(FileNotFoundError):  # a server may be evicting
+            used_bytes += file.stat().st_size
     while not path.exists():
         path = path.parent
     # What is there already counts as free: the cap must not shrink because it is made use of.

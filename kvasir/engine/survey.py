@@ -48,7 +48,6 @@ class Survey:
 
     files: ModelFiles
     card: ModelCard
-    realm: Realm
     host_cap: Cap
     disk_cap: Cap
     geometry: KvGeometry
@@ -81,7 +80,7 @@ def survey(config: Config, model: Path, cache: Path | None = None) -> Survey:
     room = _Room(config, files.spec, device, dtype, machine)
     geometry, pool_reason = room.pool()
     pool = f"{gib(geometry.pool_bytes)}, {geometry.pool_tokens:,} tokens"
-    card = _card(config, files, dtype, geometry, room.window)
+    card = _card(config, files, dtype, geometry, room.window, cache)
     disk = disk_cap(config)
     host = host_cap(
         config,
@@ -91,12 +90,6 @@ def survey(config: Config, model: Path, cache: Path | None = None) -> Survey:
     return Survey(
         files=files,
         card=card,
-        realm=Realm(
-            weights=fingerprint(files.identity_files(), cache),
-            numerics=card.numerics_id,
-            tokenizer=tokenizer_id(files.path, files.metadata, cache),
-            layout=geometry.layout_id,
-        ),
         host_cap=host,
         disk_cap=disk,
         geometry=geometry,
@@ -130,6 +123,7 @@ def _card(
     dtype: DtypeChoice,
     geometry: KvGeometry,
     window: int,
+    cache: Path | None,
 ) -> ModelCard:
     return ModelCard(
         name=model_name(config.model),
@@ -139,8 +133,13 @@ def _card(
         vocab_size=files.spec.vocab_size,
         dtype=dtype.name,
         parameter_bytes=files.parameter_bytes(dtype.dtype),
-        numerics_id=numerics_id(
-            files.spec, dtype=dtype.name, kv_dtype=geometry.dtype, attention="exact"
+        realm=Realm(
+            weights=fingerprint(files.weight_files(), cache),
+            numerics=numerics_id(
+                files.spec, dtype=dtype.name, kv_dtype=geometry.dtype, attention="exact"
+            ),
+            tokenizer=tokenizer_id(files.path, files.metadata, cache),
+            layout=geometry.layout_id,
         ),
         demonstration=is_demonstration(config.model),
     )

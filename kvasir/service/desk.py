@@ -73,7 +73,7 @@ class Desk:
             id=f"{prefix}-{secrets.token_hex(16)}",
             created=int(time.time()),
             model=name or card.name,
-            system_fingerprint=f"fp_{hashlib.sha256(card.numerics_id.encode()).hexdigest()[:12]}",
+            system_fingerprint=f"fp_{hashlib.sha256(card.realm.id).hexdigest()[:12]}",
         )
 
     def room(self, prompt_tokens: int, wanted: int | None, default: int, param: str) -> int:

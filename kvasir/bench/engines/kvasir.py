@@ -104,7 +104,7 @@ class KvasirCandidate:
 
 def load(setup: Setup) -> KvasirCandidate:
     """Build the engine on ``setup.weights`` with default settings, but for the sizes of pool and
-    window, which are those of the workload."""
+    window, which are those of the workload, and without the disk tier."""
     from kvasir.engine.build import build
 
     home = Path(setup.home)
@@ -116,6 +116,9 @@ def load(setup: Setup) -> KvasirCandidate:
         "kv_gib": setup.kv_gib,
         "max_window": setup.window,
         "home": home,
+        # Peers have nothing on disk: it must neither answer a repeat from what the one before it
+        # kept, nor take the machine's time for saving. `kvasir bench restore` measures it.
+        "disk_gib": 0,
     }
     built = build(load_config(settings, env={}), report=print)
     choices = [f"{choice.subject}: {choice.taken}" for choice in built.choices]

@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from realms import realm
 from typer.testing import CliRunner
 
 from kvasir.cli import compose, main
@@ -25,7 +26,7 @@ CARD = ModelCard(
     vocab_size=10,
     dtype="float32",
     parameter_bytes=1,
-    numerics_id="n",
+    realm=realm(),
 )
 GEOMETRY = KvGeometry(
     n_layers=1, n_kv_heads=1, head_dim=1, dtype="float32", dtype_bytes=4, block_tokens=8, n_blocks=4

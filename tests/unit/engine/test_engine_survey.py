@@ -11,6 +11,7 @@ from synthetic_models import config_of, write_folder
 
 from kvasir.core.config import Config
 from kvasir.core.errors import ConfigError, DoesNotFit
+from kvasir.core.realm import differences
 from kvasir.engine import survey as module
 from kvasir.engine.machine import Machine, describe_machine
 from kvasir.engine.survey import POOL_SHARE, Survey, survey
@@ -125,12 +126,15 @@ def test_a_device_that_is_not_there_is_refused_by_name(model: Path, device: str)
         _survey(model, device=device)
 
 
-def test_numerics_follow_the_weights_and_the_dtype(model: Path, tmp_path: Path) -> None:
+def test_the_realm_follows_the_weights_the_dtype_and_the_tokenizer(
+    model: Path, tmp_path: Path
+) -> None:
     other = write_folder(tmp_path / "other", config_of("llama", hidden_size=64, head_dim=16))
-    ids = {
-        _survey(model).card.numerics_id,
-        _survey(other).card.numerics_id,
-        survey(Config(model=str(model), dtype="bfloat16"), model).card.numerics_id,
-    }
-    assert len(ids) == 3
-    assert _survey(model).card.numerics_id in ids
+    base = _survey(model).card.realm
+    assert _survey(model).card.realm == base
+    changed = differences(base.tag, _survey(other).card.realm.tag)
+    assert {"weights", "numerics", "layout"} <= set(changed)
+    typed = survey(Config(model=str(model), dtype="bfloat16"), model).card.realm
+    assert differences(base.tag, typed.tag) == ("numerics", "layout")
+    (model / "tokenizer_config.json").write_text('{"add_bos_token": true}', encoding="utf-8")
+    assert differences(base.tag, _survey(model).card.realm.tag) == ("tokenizer",)
