@@ -1,4 +1,4 @@
-"""The real server in a process of its own, so that its cost shows, and what it answers over HTTP."""
+"""The real server in a process of its own, so that its cost shows, and what it answers."""
 
 from __future__ import annotations
 
