@@ -2,7 +2,8 @@
 
 forever FOLDER FIRST   keeps record after record, from number FIRST, and drops the oldest
 script FOLDER          a fixed course through all that a store does
-fill FOLDER            keeps records until no more can be written
+fill FOLDER            keeps records until the disk is full, makes room, and keeps one more
+overfill FOLDER        the same, with a disk that does not say how full it is
 """
 
 from __future__ import annotations
@@ -85,7 +86,9 @@ def script(folder: RealFolder) -> None:
     say("end")
 
 
-def fill(folder: RealFolder) -> None:
+def fill(folder: RealFolder, *, unaware: bool) -> None:
+    if unaware:
+        folder.free_bytes = lambda: 2**40  # type: ignore[method-assign]
     store = RecordStore(folder, CAP)
     which = 0
     try:
@@ -95,6 +98,9 @@ def fill(folder: RealFolder) -> None:
             which += 1
     except (StoreDegraded, StoreFull) as error:
         say(type(error).__name__)
+    if not unaware:
+        store.drop(made(0)[0].name)
+        say("again", store.put(*made(0)) == made(0)[0].name)
     for one in range(which):
         if served(store, made(one)):
             say("served", one)
@@ -110,7 +116,7 @@ def main() -> None:
     elif sys.argv[1] == "script":
         script(folder)
     else:
-        fill(folder)
+        fill(folder, unaware=sys.argv[1] == "overfill")
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def _in_a_small_tmpfs(folder: Path, *command: str) -> list[str]:
     return ["unshare", "-rm", "sh", "-c", mounting, str(folder), *command]
 
 
-def test_a_full_disk_degrades_the_store_and_costs_no_record(tmp_path: Path) -> None:
+def _said_in_a_small_tmpfs(command: str, tmp_path: Path) -> list[list[str]]:
     mount = tmp_path / "small"
     mount.mkdir()
     if shutil.which("unshare") is None:
@@ -103,15 +103,23 @@ def test_a_full_disk_degrades_the_store_and_costs_no_record(tmp_path: Path) -> N
     if tried.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {tried.stderr.decode(errors='replace')}")
     done = subprocess.run(
-        _in_a_small_tmpfs(mount, sys.executable, CHILD, "fill", str(mount / "kv")),
+        _in_a_small_tmpfs(mount, sys.executable, CHILD, command, str(mount / "kv")),
         capture_output=True,
         text=True,
         check=True,
     )
-    said = [line.split() for line in done.stdout.splitlines()]
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("command", "end"), [("fill", ["StoreFull", "0"]), ("overfill", ["StoreDegraded", "0"])]
+)
+def test_a_full_disk_costs_no_record(command: str, end: list[str], tmp_path: Path) -> None:
+    said = _said_in_a_small_tmpfs(command, tmp_path)
     kept = [which for verb, which in said if verb == "kept"]
     assert len(kept) > 2
-    assert ["StoreDegraded", "0"] in said
+    assert end in said
+    assert (["again", "True"] in said) == (command == "fill")  # room came back, and so did writing
     assert [which for verb, which in said if verb == "served"] == kept
     assert ["files", str(len(kept))] in said
     assert ["found", str(len(kept))] in said
