@@ -211,7 +211,7 @@ class RecordStore:
     # writing -------------------------------------------------------------------------------------
 
     def _crowded(self, n_bytes: int) -> bool:
-        """Whether others have left less than ``n_bytes``; that passes, and is no error in writing."""
+        """Whether others have left less than ``n_bytes``: that passes, and is no failure."""
         try:
             return self._folder.free_bytes() < n_bytes
         except OSError:

@@ -13,7 +13,7 @@ from kvasir.core.realm import TAG_BYTES
 from kvasir.tiers.folder import Folder, RealFolder
 from kvasir.tiers.ram import RamFolder
 from kvasir.tiers.record import Record
-from kvasir.tiers.store import RecordStore, StoreDegraded
+from kvasir.tiers.store import RecordStore, StoreFull
 
 RECORD = Record(
     realm=b"r" * TAG_BYTES,
@@ -115,7 +115,7 @@ def test_memory_ends_at_the_cap() -> None:
     store = RecordStore(folder, 1 << 20)  # which would take more
     store.put(RECORD, PLANES)
     assert folder.free_bytes() == 100
-    with pytest.raises(StoreDegraded, match="full"):
+    with pytest.raises(StoreFull, match="fill"):
         store.put(dataclasses.replace(RECORD, namespace_tag=b"m" * 16), PLANES)
     assert folder.free_bytes() == 100
     store.verify(RECORD.name)
