@@ -172,7 +172,7 @@ class EngineClient:
     def _drain(self) -> list[Command]:
         """What came in; rests, then sleeps, while there is nothing to do and nothing came."""
         while self._nothing_to_do() and self._engine.rest():
-            pass
+            self._note()
         with self._wake:
             while self._nothing_to_do():
                 self._wake.wait()

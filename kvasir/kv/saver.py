@@ -80,19 +80,15 @@ class Saver:
         return (save.node for save in self._under_way.values())
 
     def want(self, namespace: bytes, node: Node, end: int) -> None:
-        """Save ``node``, whose tokens end at position ``end``, and what before it is not saved."""
+        """Save ``node``, whose tokens end at position ``end``, and all before it that is not saved:
+        a record may have been lost while those behind it, which are of no use alone, are kept."""
         for shelf in self._stored.shelves:
-            nodes: list[Node] = []
-            at, start = node, end
-            while at.parent is not None and not self._kept(shelf, at):
-                nodes.append(at)
-                start -= len(at.tokens)
-                at = at.parent
-            nodes.reverse()
-            for run in self._runs(nodes):
-                self._queue.append(_Wanted(shelf, namespace, run, start))
-                self._wanted.update((shelf.tier, n.key) for n in run)
-                start += sum(len(n.tokens) for n in run)
+            for nodes, first in self._not_kept(shelf, node, end):
+                start = first
+                for run in self._runs(nodes):
+                    self._queue.append(_Wanted(shelf, namespace, run, start))
+                    self._wanted.update((shelf.tier, n.key) for n in run)
+                    start += sum(len(n.tokens) for n in run)
 
     def issue(self) -> None:
         """Give the mover as much as may be under way at a time."""
@@ -131,6 +127,23 @@ class Saver:
         for index in range(0, len(full), self.run_blocks):
             yield tuple(full[index : index + self.run_blocks])
         yield from ((node,) for node in nodes if node.tail)
+
+    def _not_kept(self, shelf: Shelf, node: Node, end: int) -> list[tuple[list[Node], int]]:
+        """What of ``node`` and all before it is not kept: neighbours, and where they start."""
+        gaps: list[tuple[list[Node], int]] = []
+        gap: list[Node] = []
+        at, start = node, end
+        while at.parent is not None:
+            if not self._kept(shelf, at):
+                gap.append(at)
+            elif gap:
+                gaps.append((gap[::-1], start))
+                gap = []
+            start -= len(at.tokens)
+            at = at.parent
+        if gap:
+            gaps.append((gap[::-1], start))
+        return gaps[::-1]
 
     def _kept(self, shelf: Shelf, node: Node) -> bool:
         return shelf.get(node.key) is not None or (shelf.tier, node.key) in self._wanted

@@ -84,6 +84,11 @@ class LlamaContext:
         logits = c.llama_get_logits_ith(self._context, row)
         return int(np.argmax(np.ctypeslib.as_array(logits, shape=(self._n_vocab,))))
 
+    @property
+    def handle(self) -> Any:
+        """The C context, for what is not here."""
+        return self._context
+
     def close(self) -> None:
         c.llama_batch_free(self._batch)
         c.llama_free(self._context)
@@ -102,7 +107,7 @@ class LlamaCppCandidate:
         self._model = c.llama_model_load_from_file(setup.weights.encode(), params)
         if not self._model:
             raise ValueError(f"llama.cpp cannot load {setup.weights}")
-        self._context = LlamaContext(self._model, setup, n_tokens=setup.window, n_sequences=1)
+        self.context = LlamaContext(self._model, setup, n_tokens=setup.window, n_sequences=1)
         self._topic = ""
         self._cached: list[int] = []
 
@@ -123,12 +128,12 @@ class LlamaCppCandidate:
         reused = 0
         if topic == self._topic:
             reused = min(common_prefix(self._cached, prompt), len(prompt) - 1)
-        if not self._context.cut(reused):
+        if not self.context.cut(reused):
             raise RuntimeError(f"llama.cpp cannot cut a sequence back to {reused} tokens")
-        tokens = [self._context.read(prompt[reused:], start=reused)]
+        tokens = [self.context.read(prompt[reused:], start=reused)]
         first_s = time.perf_counter() - start_s
         while len(tokens) < n_tokens:
-            tokens += self._context.advance(tokens[-1:], len(prompt) + len(tokens) - 1)
+            tokens += self.context.advance(tokens[-1:], len(prompt) + len(tokens) - 1)
         total_s = time.perf_counter() - start_s
         self._topic, self._cached = topic, [*prompt, *tokens[:-1]]
         return Answer(first_s=first_s, total_s=total_s, tokens=tuple(tokens), reused_tokens=reused)
@@ -154,7 +159,7 @@ class LlamaCppCandidate:
         return Answers(total_s=total_s, tokens=tuple(zip(*steps, strict=True)))
 
     def close(self) -> None:
-        self._context.close()
+        self.context.close()
         c.llama_model_free(self._model)
 
 
