@@ -108,14 +108,15 @@ class DevicePool:
 
     def difference(self, a: int, b: int, n_tokens: int) -> float:
         """The largest difference of the first ``n_tokens`` of the blocks ``a`` and ``b`` in any
-        plane: root mean square of the difference over that of ``a``."""
+        plane: root mean square of the difference over that of ``a``; infinite where a number is
+        none."""
         size = self.geometry.block_tokens
         worst = 0.0
         for plane in (self._keys, self._values):
             x = plane[:, a * size : a * size + n_tokens].double().flatten(1)  # [n_layers, …]
             y = plane[:, b * size : b * size + n_tokens].double().flatten(1)
             relative = (x - y).norm(dim=1) / x.norm(dim=1).clamp_min(1e-12)
-            worst = max(worst, float(relative.max()))
+            worst = max(worst, float(relative.nan_to_num(torch.inf).max()))
         return worst
 
     def fill(self, value: float) -> None:

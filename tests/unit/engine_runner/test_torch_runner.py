@@ -13,7 +13,7 @@ import torch
 from kvasir.attention.backend import Situation, choose
 from kvasir.attention.batch import describe
 from kvasir.core.geometry import KvGeometry
-from kvasir.core.plans import Copy, Join, Run, StepPlan, StepResult, Work
+from kvasir.core.plans import Audit, Copy, Join, Run, StepPlan, StepResult, Work
 from kvasir.core.requests import GREEDY, Sampling
 from kvasir.engine import runner as runner_module
 from kvasir.engine.runner import TorchRunner
@@ -286,3 +286,35 @@ def test_a_step_is_given_up_where_the_rest_of_it_would_outlast_the_patience(devi
     kept = runner.run(plan(work, patience_s=left_s), lambda: True)
     assert outcome(kept) == outcome(undisturbed)
     assert not runner.run(plan(work, patience_s=0.0), lambda: False).given_up
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_audit_tells_what_belongs_there_from_what_does_not(device: str) -> None:
+    runner = runner_on(device)
+    tokens = prompt(3 * BLOCK)
+    blocks = (Run(4, 2), Run(9, 1))  # the runs of the table
+    work = Work(seq=1, start=0, tokens=tokens, keep_blocks=3)
+    runner.run(plan(work, joins=(join(1, blocks, len(tokens)),)))
+    for index, block in enumerate((4, 5, 9)):
+        right = Audit(
+            before=tuple(Run(b, 1) for b in (4, 5)[:index]),
+            start=index * BLOCK,
+            tokens=tuple(tokens[index * BLOCK : (index + 1) * BLOCK]),
+            block=block,
+            scratch=20,
+        )
+        assert runner.audit(right)
+        for wrong in range(BLOCK):
+            other = list(right.tokens)
+            other[wrong] = (other[wrong] + 1) % 97
+            assert not runner.audit(dataclasses.replace(right, tokens=tuple(other)))
+    assert not runner.audit(dataclasses.replace(right, block=30))  # nobody wrote it
+
+
+def test_a_single_wrong_token_in_a_block_is_beyond_the_bound() -> None:
+    pool = DevicePool(geometry(), "cpu")
+    pool.fill(1.0)
+    for plane in pool.planes(1):
+        plane[BLOCK + 3] = -1.0
+    assert pool.difference(0, 1, BLOCK) == pytest.approx(2 * (1 / BLOCK) ** 0.5)
+    assert runner_module.AUDIT_BOUND < 2 * (1 / 1024) ** 0.5  # the largest block_tokens there is
