@@ -191,7 +191,13 @@ class Saver:
         )
 
     def _make_room(self, shelf: Shelf, extent: Extent) -> bool:
-        going = shelf.reserve(extent.namespace_tag, extent.n_bytes, self._stored.now_s())
+        saving = [save.extent for save in self._under_way.values() if save.shelf is shelf]
+        going = shelf.reserve(
+            extent.namespace_tag,
+            extent.n_bytes,
+            self._stored.now_s(),
+            behind=[one.parent for one in (extent, *saving)],
+        )
         if going is None:
             return False
         for name in going:

@@ -15,10 +15,9 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
 
 from kvasir.core.tiers import Tier
 from kvasir.kv.moves import Extent
@@ -59,14 +58,6 @@ class Shelved:
         return min(size, len(self.extent.tokens) - self.index * size)
 
 
-class TenantUse(NamedTuple):
-    """What one tenant keeps in a tier."""
-
-    n_bytes: int
-    n_tokens: int
-    n_records: int
-
-
 class _Record:
     """A kept record and what changes about it."""
 
@@ -82,12 +73,11 @@ class _Record:
 class _Tenant:
     """What one tenant has of the tier."""
 
-    __slots__ = ("kept_bytes", "n_tokens", "records", "reserved_bytes")
+    __slots__ = ("kept_bytes", "records", "reserved_bytes")
 
     def __init__(self) -> None:
         self.kept_bytes = 0
         self.reserved_bytes = 0
-        self.n_tokens = 0
         self.records: dict[str, _Record] = {}
 
 
@@ -179,18 +169,13 @@ class Shelf:
         tenant = self._tenants.get(namespace_tag)
         return tenant is None or not tenant.records
 
-    def tenants(self) -> Mapping[bytes, TenantUse]:
-        """What each tenant keeps, by namespace tag; what is only reserved is left out."""
-        return {
-            tag: TenantUse(tenant.kept_bytes, tenant.n_tokens, len(tenant.records))
-            for tag, tenant in self._tenants.items()
-            if tenant.records
-        }
-
     # what changes --------------------------------------------------------------------------------
 
-    def reserve(self, namespace_tag: bytes, n_bytes: int, now_s: float) -> list[str] | None:
-        """Set ``n_bytes`` aside for a record to come; ``now_s`` is Unix time.
+    def reserve(
+        self, namespace_tag: bytes, n_bytes: int, now_s: float, *, behind: Iterable[bytes] = ()
+    ) -> list[str] | None:
+        """Set ``n_bytes`` aside for a record to come; ``now_s`` is Unix time. What holds a block of
+        ``behind`` stays: records that are being saved continue it.
 
         Returns the names of the records that gave way: they are forgotten, the caller has the
         store drop them. None, and nothing is changed, when there is no room that this tenant may
@@ -198,7 +183,7 @@ class Shelf:
         """
         if n_bytes < 0:
             raise ValueError(f"cannot reserve {n_bytes} bytes: give 0 or more")
-        victims = self._victims(namespace_tag, n_bytes, now_s)
+        victims = self._victims(namespace_tag, n_bytes, now_s, behind)
         if victims is None:
             return None
         for victim in victims:
@@ -244,7 +229,6 @@ class Shelf:
         tenant = self._tenant(tag)
         tenant.records[extent.name] = record
         tenant.kept_bytes += extent.n_bytes
-        tenant.n_tokens += len(extent.tokens)
         self.used_bytes += extent.n_bytes
         self.n_tokens += len(extent.tokens)
         self._index(extent)
@@ -267,7 +251,9 @@ class Shelf:
 
     # who goes first ------------------------------------------------------------------------------
 
-    def _victims(self, asking: bytes, n_bytes: int, now_s: float) -> list[_Record] | None:
+    def _victims(
+        self, asking: bytes, n_bytes: int, now_s: float, behind: Iterable[bytes]
+    ) -> list[_Record] | None:
         """The records that have to give way, in order; None where that does not make the room."""
         total = self.used_bytes + n_bytes
         high, low = (self.cap_bytes * percent // 100 for percent in (_HIGH_PERCENT, _LOW_PERCENT))
@@ -280,7 +266,9 @@ class Shelf:
         held[asking] = held.get(asking, 0) + n_bytes
         share = self._share(len(held))
         victims: dict[str, _Record] = {}
-        gone_followers: dict[str, int] = {}
+        gone_followers = {
+            block.extent.name: -1 for key in behind for block in self._blocks.get(key, ())
+        }
         # Where nobody has borrowed any more, the one that asks makes the room below the watermark.
         for tags, floor in ((list(held), share), ([asking], share * _LOW_PERCENT // 100)):
             order = [
@@ -347,7 +335,6 @@ class Shelf:
         tenant = self._tenants[extent.namespace_tag]
         del self._records[extent.name], tenant.records[extent.name]
         tenant.kept_bytes -= extent.n_bytes
-        tenant.n_tokens -= len(extent.tokens)
         self.used_bytes -= extent.n_bytes
         self.n_tokens -= len(extent.tokens)
         self._leave_if_empty(extent.namespace_tag)
@@ -386,11 +373,9 @@ class Shelf:
     def check(self) -> None:
         """Raise ``RuntimeError`` unless all sums and indexes agree with the records."""
         extents = [record.extent for record in self._records.values()]
-        tenants: dict[bytes, TenantUse] = {}
+        kept: dict[bytes, int] = {}
         for e in extents:
-            use = tenants.get(e.namespace_tag, TenantUse(0, 0, 0))
-            added = (use.n_bytes + e.n_bytes, use.n_tokens + len(e.tokens), use.n_records + 1)
-            tenants[e.namespace_tag] = TenantUse(*added)
+            kept[e.namespace_tag] = kept.get(e.namespace_tag, 0) + e.n_bytes
         reserved = sum(tenant.reserved_bytes for tenant in self._tenants.values())
         by_key = [(b.key == key, b) for key, found in self._blocks.items() for b in found]
         by_place = [
@@ -402,8 +387,11 @@ class Shelf:
             "sum of bytes": self.used_bytes == sum(e.n_bytes for e in extents) + reserved,
             "cap": self.used_bytes <= self.cap_bytes,
             "sum of tokens": self.n_tokens == sum(len(e.tokens) for e in extents),
-            "tenants": self.tenants() == tenants
-            and all(t.records or t.reserved_bytes > 0 for t in self._tenants.values()),
+            "tenants": all(
+                t.kept_bytes == kept.get(tag, 0) and (t.records or t.reserved_bytes > 0)
+                for tag, t in self._tenants.items()
+            )
+            and kept.keys() <= self._tenants.keys(),
             "blocks by key": self._are_all_blocks(by_key),
             "blocks by parent": self._are_all_blocks(by_place),
             "order of blocks": all(

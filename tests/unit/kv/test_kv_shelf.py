@@ -171,6 +171,15 @@ def test_iterating_gives_the_time_of_the_last_use() -> None:
     assert [(e.name, e.used_s) for e in shelf] == [(extent.name, 7.0)]
 
 
+def test_what_is_being_continued_stays() -> None:
+    begun, other = record([1, 2, 3], compute_s=0.1), record([7, 8, 9], compute_s=9.0)
+    shelf = shelf_of(begun, other, cap=20)
+    assert shelf.reserve(A, 10, 0.0, behind=[begun.keys[0]]) == names(other)
+    shelf.cancel(A, 10)
+    assert shelf.reserve(A, 20, 0.0, behind=[begun.keys[0]]) is None
+    assert shelf.reserve(A, 20, 0.0) == names(begun)
+
+
 # sums --------------------------------------------------------------------------------------------
 
 
@@ -178,7 +187,7 @@ def test_sums_by_tier_and_tenant() -> None:
     shelf = shelf_of(record([1, 2, 3, 4]), record([1], tag=B, n_bytes=7))
     assert shelf.reserve(C, 5, 0.0) == []
     assert (shelf.used_bytes, shelf.n_records, shelf.n_tokens) == (22, 2, 5)
-    assert shelf.tenants() == {A: (10, 4, 1), B: (7, 1, 1)}
+    assert (shelf.empty_for(A), shelf.empty_for(C)) == (False, True)
 
 
 def test_a_name_that_is_there_already_is_added_once_and_its_reservation_ends() -> None:
@@ -342,8 +351,9 @@ def test_a_newcomer_gets_its_share_of_a_full_tier_and_no_more_from_others() -> N
         gone += going
         shelf.add(record([i], tag=B, used_s=float(i)), reserved=True)
         shelf.check()
-    assert shelf.tenants()[A].n_bytes == 50
-    assert 40 <= shelf.tenants()[B].n_bytes <= 50
+    held = {tag: sum(e.n_bytes for e in shelf if e.namespace_tag == tag) for tag in (A, B)}
+    assert held[A] == 50
+    assert 40 <= held[B] <= 50
     assert len(gone) >= 19
 
 
@@ -351,14 +361,14 @@ def test_who_has_its_share_loses_nothing_to_one_that_wants_more_than_its_own() -
     shelf = shelf_of(*[record([i], tag=A) for i in range(5)])
     assert shelf.reserve(B, 60, 0.0) is None
     assert shelf.reserve(B, 50, 0.0) == []
-    assert shelf.tenants()[A].n_records == 5
+    assert sum(e.namespace_tag == A for e in shelf) == 5
 
 
 def test_above_its_share_a_tenant_gives_way_to_itself() -> None:
     own = [record([i], tag=B, compute_s=9.0) for i in range(6)]
     shelf = shelf_of(*[record([i], tag=A) for i in range(3)], *own)
     assert shelf.reserve(B, 10, 0.0) is not None
-    assert shelf.tenants()[A].n_records == 3
+    assert sum(e.namespace_tag == A for e in shelf) == 3
 
 
 def test_what_is_reserved_counts_as_held() -> None:
@@ -551,12 +561,7 @@ class ShelfMachine(RuleBasedStateMachine):
         for tag in TAGS:
             mine = [e for e in self.kept.values() if e.namespace_tag == tag]
             assert shelf.empty_for(tag) == (not mine)
-            if mine:
-                assert shelf.tenants()[tag] == (
-                    sum(e.n_bytes for e in mine),
-                    sum(len(e.tokens) for e in mine),
-                    len(mine),
-                )
+            assert [e.name for e in shelf if e.namespace_tag == tag] == [e.name for e in mine]
 
 
 TestShelf = ShelfMachine.TestCase
