@@ -115,7 +115,6 @@ class Child:
     def __init__(self, home: Path, stderr: Path) -> None:
         self.killed = threading.Event()
         self.url = ""
-        self._home = home
         with stderr.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, str(CHILD), str(home)],
@@ -133,7 +132,9 @@ class Child:
         self.url = f"http://127.0.0.1:{line.split()[1]}"
 
     def kill(self) -> None:
-        """End it as the kernel ends a process: at once, and without a word."""
+        """End it as the kernel ends a process: at once, and without a word. Once is enough."""
+        if self.killed.is_set():
+            return
         self.killed.set()
         self._process.send_signal(signal.SIGKILL)
         code = self._process.wait(START_S)
@@ -146,19 +147,20 @@ class Child:
         headers = {"authorization": f"Bearer {key}"}
         return httpx2.Client(base_url=self.url, headers=headers, timeout=START_S)
 
-    def stored(self) -> list[dict[str, Any]]:
-        """All records, as the home's owner sees them."""
-        transport = httpx2.HTTPTransport(uds=str(Home(self._home).socket_path))
-        with httpx2.Client(transport=transport, base_url="http://localhost") as owner:
-            records: list[dict[str, Any]] = owner.get("/kvasir/cache").json()["records"]
-        return records
-
     def figures(self) -> dict[str, float]:
         """The metrics by name and labels."""
         with self.client("mark") as http:
             lines = http.get("/metrics").text.splitlines()
         pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
         return {name: float(value) for name, value in pairs}
+
+
+def stored(home: Path) -> list[dict[str, Any]]:
+    """All records of the server that runs on ``home``, as its owner sees them."""
+    transport = httpx2.HTTPTransport(uds=str(Home(home).socket_path))
+    with httpx2.Client(transport=transport, base_url="http://localhost", timeout=START_S) as owner:
+        records: list[dict[str, Any]] = owner.get("/kvasir/cache").json()["records"]
+    return records
 
 
 def ask(http: httpx2.Client, child: Child, tenants: Tenants, wanted: Ask) -> Reuse:

@@ -8,10 +8,10 @@ import os
 import random
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import cycle
 from pathlib import Path
-from threading import Event
+from threading import Event, Timer
 
 from kill_driver import (
     Ask,
@@ -22,6 +22,7 @@ from kill_driver import (
     check_disk,
     files_of,
     secret_of,
+    stored,
     text,
     wait_for,
 )
@@ -89,6 +90,9 @@ class World:
             raise
         self.unproved = []
         self.proved = [*dict.fromkeys([*self.proved, *asks])]
+
+    def check_figures(self, child: Child) -> None:
+        """Nothing is damaged, given up or restored wrongly."""
         figures = child.figures()
         assert not figures['kvasir_tier_damaged_records_total{tier="disk"}']
         assert not figures['kvasir_tier_degraded{tier="disk"}']
@@ -103,11 +107,11 @@ class World:
         self.ask(child, marked)
         n_tokens = len(marked.prompt) + marked.max_tokens - 1  # the last has no KV yet
 
-        def stored() -> bool:
-            records = [r for r in child.stored() if r["tenant"] == MARK]
+        def kept() -> bool:
+            records = [r for r in stored(self.home) if r["tenant"] == MARK]
             return sum(r["tokens"] for r in records if r["used_s"] >= since_s) >= n_tokens
 
-        wait_for(stored, "what was asked last to be stored")
+        wait_for(kept, "what was asked last to be stored")
         self.marked = marked
 
     def _ask_marked(self, child: Child) -> None:
@@ -167,42 +171,48 @@ def live_and_die(world: World, moment: str, rng: random.Random) -> None:
     if files_of(world.home):
         (world.home / "kv" / ORPHAN).write_bytes(b"begun, and never published")
     child = world.start()
-    if moment == "starting":
-        time.sleep(rng.uniform(0, 1.0))
-        child.kill()
-        return
-    world.wait_until_ready(child)
-    with ThreadPoolExecutor(WORKERS + 1) as pool:
+    try:
+        if moment == "starting":
+            time.sleep(rng.uniform(0, 1.0))
+            return
+        world.wait_until_ready(child)
         if moment == "asked again":
-            kill = pool.submit(_kill_after, child, rng.uniform(0, 0.3))
+            kill = Timer(rng.uniform(0, 0.3), child.kill)
+            kill.start()
             with contextlib.suppress(Gone):
                 world.ask_again(child, rng)
-            kill.result()
+            kill.join()
             return
         world.ask_again(child, rng)
-        end = Event()
-        shared = [text(rng, 100) for _ in range(3)]
+        world.check_figures(child)
+        live(world, child, moment, rng)
+    finally:
+        child.kill()
+    world.seen["killed in writing"] += _writing(world.home)
+
+
+def live(world: World, child: Child, moment: str, rng: random.Random) -> None:
+    """New conversations for a while; at the end the server is killed."""
+    end = Event()
+    shared = [text(rng, 100) for _ in range(3)]
+    with ThreadPoolExecutor(WORKERS) as pool:
         workers = [
             pool.submit(converse, world, child, random.Random(rng.random()), shared, end)
             for _ in range(WORKERS)
         ]
-        time.sleep(rng.uniform(0.02, 0.6))
-        if moment == "idle":
+        try:
+            time.sleep(rng.uniform(0.02, 0.6))
+            if moment == "idle":
+                end.set()
+                wait(workers)
+                world.mark(child, rng)
+            elif moment == "writing":
+                wait_for(lambda: _writing(world.home), "a record to be written", every_s=0)
+            child.kill()
+        finally:
             end.set()
-            for worker in workers:
-                worker.result()
-            world.mark(child, rng)
-        elif moment == "writing":
-            wait_for(lambda: _writing(world.home), "a record to be written", every_s=0)
-        child.kill()
         for worker in workers:
             worker.result()
-    world.seen["killed in writing"] += _writing(world.home)
-
-
-def _kill_after(child: Child, seconds: float) -> None:
-    time.sleep(seconds)
-    child.kill()
 
 
 def _writing(home: Path) -> bool:
@@ -219,20 +229,14 @@ def test_a_killed_server_answers_rightly_again(tmp_path: Path) -> None:
             said = world.stderr.read_text()[-3000:]
             error.add_note(f"kill {kill} ({moment}), KVASIR_TEST_SEED={SEED}: {said}")
             raise
-    rng = random.Random(SEED)
-    child = world.start()
+    live_and_die(world, "idle", random.Random(SEED))
+    last = world.start()
     try:
-        world.wait_until_ready(child)
-        world.ask_again(child, rng)
-        world.mark(child, rng)
+        world.wait_until_ready(last)
+        world.ask_again(last, random.Random(SEED))
+        world.check_figures(last)
     finally:
-        child.kill()
-    child = world.start()
-    try:
-        world.wait_until_ready(child)
-        world.ask_again(child, rng)
-    finally:
-        child.kill()
+        last.kill()
     assert "Traceback" not in world.stderr.read_text()
     if len(MOMENTS) <= KILLS:
         tried = ("answers", "disk tokens", "evicted", "audited", "marked", "killed in writing")
