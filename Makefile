@@ -1,5 +1,6 @@
 # make serve   install into .venv, then serve (which obtains the model first)
 # make test    install with the development tools, run all tests
+# make soak    the tests of faults for hours (below), once
 # make check   linters, types, the import contract, the rules on the code
 # make bench   measure speed beside other engines
 # make clients test with the official clients, in an environment of their own
@@ -11,6 +12,19 @@
 # TORCH_PIP_ARGS  further arguments for pip when it installs torch. Kvasir needs no GPU, but pip on
 #                 Linux takes the large CUDA build unless an index of CPU builds is named here:
 #                 make serve TORCH_PIP_ARGS="--index-url <index of CPU wheels>"
+#
+# How long each part of soak takes is set by a variable, also in the environment:
+# make soak KVASIR_TEST_SERVER_KILLS=50 ARGS=tests/faults/test_server_kill.py
+#
+# KVASIR_TEST_STATES            states in which a simulated disk loses power        (test:  2,000)
+# KVASIR_TEST_BITS              flipped bits of stored planes                       (test: 10,000)
+# KVASIR_TEST_KILLS             kill -9 of a process that uses the record store     (test:    200)
+# KVASIR_TEST_INJECTIONS        system calls of the store that fail; there are some (test:    100)
+#                               hundreds, and no more are tried
+# KVASIR_TEST_SERVER_KILLS      kill -9 of a whole server without weights           (test:     20)
+# KVASIR_TEST_REAL_KILLS        kill -9 of a server on the demonstration model      (test:      3)
+# KVASIR_TEST_MACHINE_EXAMPLES  courses that Hypothesis tries of each state machine (test: 80, 150)
+# KVASIR_TEST_SEED              of the killed servers' conversations                (test:      0)
 
 PYTHON ?= python3
 TORCH_PIP_ARGS ?=
@@ -22,7 +36,7 @@ VENV := .venv
 CLIENTS := .venv-clients
 PIP_INSTALL := -m pip install --disable-pip-version-check --quiet
 
-.PHONY: serve test check bench clients clean
+.PHONY: serve test soak check bench clients clean
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/.installed
@@ -30,6 +44,17 @@ serve: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/python -m pytest --ignore=tests/clients $(ARGS)
+
+soak: ARGS := $(or $(ARGS),tests/faults tests/unit/kv tests/unit/sched)
+soak: $(VENV)/.installed-dev
+	KVASIR_TEST_STATES=$${KVASIR_TEST_STATES:-1000000} \
+	KVASIR_TEST_BITS=$${KVASIR_TEST_BITS:-100000} \
+	KVASIR_TEST_KILLS=$${KVASIR_TEST_KILLS:-10000} \
+	KVASIR_TEST_INJECTIONS=$${KVASIR_TEST_INJECTIONS:-100000} \
+	KVASIR_TEST_SERVER_KILLS=$${KVASIR_TEST_SERVER_KILLS:-300} \
+	KVASIR_TEST_REAL_KILLS=$${KVASIR_TEST_REAL_KILLS:-30} \
+	KVASIR_TEST_MACHINE_EXAMPLES=$${KVASIR_TEST_MACHINE_EXAMPLES:-5000} \
+	  $(VENV)/bin/python -m pytest -v --durations=0 --timeout=86400 $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check kvasir tests
