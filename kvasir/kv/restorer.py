@@ -79,10 +79,10 @@ class Restorer:
         spare: int,
     ) -> Restore | None:
         """Begin to load what is stored of ``tokens`` behind its first ``depth`` blocks, of which
-        ``anchor`` is the last. None where nothing is, where computing all of it takes less time, or
-        where there is no room now."""
+        ``anchor`` is the last, and is not on its way already. None where nothing is, where
+        computing all of it takes less time, or where there is no room now."""
         tag = namespace_tag(namespace)
-        pieces = self._stored.continuation(tag, tokens, keys, depth, partial)
+        pieces = self._stored.continuation(tag, tokens, keys, depth, partial, self.brings)
         computed = pieces[0].start + partial if pieces else 0
         if not pieces or best_split(pieces, computed, self._compute_s, self._load_s) == len(pieces):
             return None

@@ -123,15 +123,17 @@ class StoredTiers:
         keys: Sequence[bytes],
         depth: int,
         partial: int,
+        coming: Callable[[bytes], bool] = lambda _: False,
     ) -> list[Piece]:
         """What of ``tokens`` is stored behind its first ``depth`` blocks, with ``keys``, as pieces:
         whole blocks, then one more of which a beginning is of use (more than ``partial`` tokens of
-        it where no whole blocks come before). At most ``len - 1`` tokens."""
+        it where no whole blocks come before). At most ``len - 1`` tokens, and nothing from the
+        first block on that is ``coming`` anyway."""
         size = self.geometry.block_tokens
         pieces: list[Piece] = []
         index = depth
         blocks: list[tuple[Shelf, Shelved]] = []
-        while index < len(keys) and (index + 1) * size < len(tokens):
+        while index < len(keys) and (index + 1) * size < len(tokens) and not coming(keys[index]):
             found = self.get(keys[index])
             if found is None:
                 break
@@ -140,10 +142,13 @@ class StoredTiers:
         most_blocks = max(_LEAST_PIECE_BLOCKS, len(blocks) // _PIECES)
         for offset, found in enumerate(blocks, start=depth):
             self._append(pieces, found, offset * size, most_blocks)
+        if index < len(keys) and coming(keys[index]):
+            return pieces
         parent = keys[index - 1] if index else NO_PARENT
         rest = tokens[index * size : min(len(tokens) - 1, (index + 1) * size)]
         shelf, last, length = self.closest(namespace_tag, parent, rest)
-        if shelf is not None and last is not None and length > (0 if pieces else partial):
+        least = 0 if pieces else partial
+        if shelf is not None and last is not None and length > least and not coming(last.key):
             self._append(pieces, (shelf, last), index * size, most_blocks)
         return pieces
 

@@ -108,20 +108,19 @@ class Admission:
         """Whether what ``sequence`` needs next is being computed or loaded anyway."""
         if sequence.scored:
             return False
+        computed = self._matched(sequence)
+        matched = sequence.matched_blocks
+        key = sequence.keys[matched] if matched < len(sequence.keys) else None
+        if key in led:
+            return True
         coming = sequence.restore
         if coming is not None and not coming.done:
-            return not self._cache.worth_meeting(coming, self._matched(sequence))
-        self._matched(sequence)
-        matched = sequence.matched_blocks
-        if matched < len(sequence.keys):
-            key = sequence.keys[matched]
-            if key in led or self._cache.brings(key):
-                return True
+            return not self._cache.worth_meeting(coming, computed)
+        if key is not None and self._cache.brings(key):
+            return True
         sequence.restore = self.restore(sequence, spare_blocks=n_active)
         coming = sequence.restore
-        return coming is not None and not self._cache.worth_meeting(
-            coming, matched * self._cache.geometry.block_tokens
-        )
+        return coming is not None and not self._cache.worth_meeting(coming, computed)
 
     def restore(self, sequence: Sequence, *, spare_blocks: int) -> Restore | None:
         """Begin to bring back what is stored of ``sequence``, where there is room for it."""

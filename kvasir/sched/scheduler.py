@@ -136,8 +136,8 @@ class Scheduler:
 
     def plan(self) -> StepPlan:
         """Who computes what in the next step; empty when nothing can be computed."""
+        self._follow_restores()  # first, because who is admitted looks at how far the others are
         copies = self._start_admitted()
-        self._follow_restores()
         decoding = [s for s in self._running.values() if s.behind == 1]
         decoding = self._with_room(decoding)
         shape = StepShape()
