@@ -92,11 +92,11 @@ def _arm(plan: Plan, name: str, engine: str, weights: Path, *, skipped: str = ""
 
 
 def _llama_arms(plan: Plan) -> Iterator[Arm]:
-    missing = _why_no_llama(plan.llama_python)
+    missing = why_no_llama(plan.llama_python)
     if missing:
         weights: list[tuple[str, Path, str]] = [("", plan.files.path, missing)]
     else:
-        weights = list(_llama_weights(plan))
+        weights = list(llama_weights(plan.files, plan.cache))
     for flash in plan.flash_attention:
         for kind, path, skipped in weights:
             words = ("llama.cpp", kind, "FA" if flash and len(plan.flash_attention) > 1 else "")
@@ -109,17 +109,20 @@ def _llama_arms(plan: Plan) -> Iterator[Arm]:
             )
 
 
-def _llama_weights(plan: Plan) -> Iterator[tuple[str, Path, str]]:
-    """Kind, file and why not, of the weights that llama.cpp runs: as given, and like for like."""
+def llama_weights(files: ModelFiles, cache: Path) -> Iterator[tuple[str, Path, str]]:
+    """Kind, file and why not, of the weights that llama.cpp runs: as given, and like for like.
+
+    What is made is kept in the folder ``cache``.
+    """
     from kvasir.bench.gguf_bf16 import make_gguf
 
-    given = file_kind(plan.files)
+    given = file_kind(files)
     if given:
-        yield given, plan.files.path, ""
+        yield given, files.path, ""
     if given != "BF16":
-        target = plan.cache / "model-bf16.gguf"
+        target = cache / "model-bf16.gguf"
         try:
-            yield "BF16", make_gguf(plan.files, target), ""
+            yield "BF16", make_gguf(files, target), ""
         except ModelError as error:
             yield "BF16", target, str(error)
 
@@ -136,7 +139,7 @@ def file_kind(files: ModelFiles) -> str:
     return name.removeprefix("MOSTLY_").removeprefix("ALL_")
 
 
-def _why_no_llama(python: str) -> str:
+def why_no_llama(python: str) -> str:
     """Why ``python`` cannot run llama.cpp; "" if it can."""
     try:
         done = subprocess.run(

@@ -7,11 +7,12 @@ import http.client
 import json
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from kvasir.bench.process import WorkerFailed
 
@@ -57,6 +58,7 @@ def served(
     port = _free_port()
     given = {f"KVASIR_{name.upper()}": value for name, value in settings.items()}
     clean = {name: value for name, value in env.items() if not name.startswith("KVASIR_")}
+    errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
     process = subprocess.Popen(
         [python, "-c", _SERVE],
         env={
@@ -69,15 +71,17 @@ def served(
         cwd=cwd,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=errors,
     )
-    try:
-        _await_health(process, port, timeout_s)
-        yield port
-    except BaseException:
-        _stop(process, stop_s)
-        raise
-    if not _stop(process, stop_s):
+    with errors:
+        try:
+            _await_health(process, port, errors, timeout_s)
+            yield port
+        except BaseException:
+            _stop(process, stop_s)
+            raise
+        stopped = _stop(process, stop_s)
+    if not stopped:
         raise WorkerFailed(f"kvasir serve did not stop within {stop_s:g} s and was killed")
 
 
@@ -93,11 +97,18 @@ def _stop(process: subprocess.Popen[bytes], stop_s: float) -> bool:
     return True
 
 
-def _await_health(process: subprocess.Popen[bytes], port: int, timeout_s: float) -> None:
+def _await_health(
+    process: subprocess.Popen[bytes], port: int, errors: IO[bytes], timeout_s: float
+) -> None:
     deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:
         if process.poll() is not None:
-            raise WorkerFailed(f"kvasir serve ended with code {process.returncode} while starting")
+            errors.seek(0)
+            last = errors.read().decode(errors="replace").strip().splitlines()[-3:]
+            raise WorkerFailed(
+                f"kvasir serve ended with code {process.returncode} while starting: "
+                f"{' / '.join(last) or 'nothing on stderr'}"
+            )
         with contextlib.suppress(OSError, http.client.HTTPException):
             connection = http.client.HTTPConnection(HOST, port, timeout=5)
             with contextlib.closing(connection):

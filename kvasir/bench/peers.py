@@ -126,10 +126,10 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     return parser
 
 
-def published_command(argv: Sequence[str]) -> str:
+def published_command(argv: Sequence[str], name: str = "peers") -> str:
     """The command as it may be published: of a path, the last part only."""
     words = []
     for word in argv:
         option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         words.append(option + equals + (Path(value).name if os.sep in value else value))
-    return shlex.join(["kvasir", "bench", "peers", *words])
+    return shlex.join(["kvasir", "bench", name, *words])

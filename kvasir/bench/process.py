@@ -143,3 +143,39 @@ def environment(base: Mapping[str, str], *, threads: int, import_path: Path) -> 
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
+
+
+def once(
+    command: Sequence[str],
+    request: Mapping[str, Any],
+    *,
+    env: Mapping[str, str],
+    cwd: Path,
+    timeout_s: float,
+) -> dict[str, Any]:
+    """Have ``command`` answer one request, JSON on stdin, with one line of JSON on stdout.
+
+    Raises ``WorkerFailed`` if it does not.
+    """
+    name = command[-1]
+    try:
+        done = subprocess.run(
+            list(command),
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            env=dict(env),
+            cwd=cwd,
+            timeout=timeout_s,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise WorkerFailed(f"{name} did not answer: {error}") from error
+    if done.returncode:
+        said = " / ".join(done.stderr.strip().splitlines()[-3:]) or "nothing on stderr"
+        raise WorkerFailed(f"{name} ended with code {done.returncode}: {said}")
+    try:
+        reply: dict[str, Any] = json.loads(done.stdout)
+    except ValueError as error:
+        raise WorkerFailed(f"{name} answered with what is not JSON: {error}") from error
+    return reply

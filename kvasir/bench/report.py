@@ -87,7 +87,7 @@ def remarks(report: Report) -> list[str]:
 
 def _about(arm: ArmReport) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in arm.versions.items())
-    return [f"{arm.name}: {versions}", *(f"{arm.name}: {note}" for note in arm.notes)]
+    return [f"{arm.name}: {line}" for line in (versions, *arm.notes) if line]
 
 
 def _range(samples: tuple[Sample, ...], arm: str, figure: Figure) -> tuple[float, float]:

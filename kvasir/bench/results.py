@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from kvasir.bench.restore_sizes import RestoreSizes
 from kvasir.bench.workload import Sizes
 
 SCHEMA = "kvasir-bench/1"
@@ -87,7 +88,7 @@ class Report:
     threads: int
     repeats: int
     text: str  # where the prompts' text came from
-    sizes: Sizes
+    sizes: Sizes | RestoreSizes
     machine: Machine
     figures: tuple[Figure, ...]
     arms: tuple[ArmReport, ...]

@@ -41,6 +41,7 @@ ENVIRONMENT_READERS = {
     "kvasir/core/config.py": "the only reader of settings",
     "kvasir/text/template.py": "passes a few variables on to the process that renders templates",
     "kvasir/bench/peers.py": "a measuring program with settings of its own",
+    "kvasir/bench/restore.py": "a measuring program with settings of its own",
     "kvasir/__init__.py": "tells OpenMP how long to spin, before torch is loaded",
     "kvasir/bench/run.py": "passes the environment on to the engines that it measures",
 }

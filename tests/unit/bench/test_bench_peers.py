@@ -141,7 +141,7 @@ def names(found: list[arms_module.Arm]) -> list[tuple[str, bool]]:
 def test_llama_runs_the_file_as_given_and_like_for_like(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arms_module, "_why_no_llama", lambda python: "")
+    monkeypatch.setattr(arms_module, "why_no_llama", lambda python: "")
     found = list(arms(plan(tmp_path, flash_attention=(False, True)), ("kvasir", "llama.cpp")))
     assert names(found) == [
         ("kvasir", True),
@@ -176,7 +176,7 @@ def test_an_engine_that_is_not_there_stays_in_the_report_with_the_reason(
 def test_weights_that_llama_cannot_have_are_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arms_module, "_why_no_llama", lambda python: "")
+    monkeypatch.setattr(arms_module, "why_no_llama", lambda python: "")
     base = plan(tmp_path)
     sliding = replace(base.files, spec=replace(base.files.spec, sliding_window=(8, 8)))
     found = list(arms(replace(base, files=sliding), ("llama.cpp",)))
