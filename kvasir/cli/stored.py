@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Protocol
 
 from kvasir.cli import show
@@ -19,6 +20,7 @@ from kvasir.core.tiers import KeptRecord, Tier
 from kvasir.service.identity import Identity
 from kvasir.service.inventory import inventory, kept_reply, tag_of
 from kvasir.service.replies import CacheReply, KeptReply, Reply, VerifiedReply
+from kvasir.text.transcript_db import FILE_NAME, forget
 from kvasir.tiers.folder import RealFolder
 from kvasir.tiers.record import Damaged
 from kvasir.tiers.store import RecordStore
@@ -96,8 +98,9 @@ class ServedKv:
 class KvInFolder:
     """Stored KV that no server uses at the moment: that on disk."""
 
-    def __init__(self, store: RecordStore, tenants: Mapping[bytes, str]) -> None:
+    def __init__(self, store: RecordStore, tenants: Mapping[bytes, str], transcripts: Path) -> None:
         self._store = store
+        self._transcripts = transcripts
         self._tenants = tenants
         self._unreadable = store.counts["damaged"]
 
@@ -126,6 +129,8 @@ class KvInFolder:
         tag = None if tenant is None else self._tag(tenant)
         if tier not in (None, Tier.DISK.value):
             return 0
+        if tier is None:
+            forget(self._transcripts, tag)
         gone = [
             name
             for name, record in self._store.records.items()
@@ -176,7 +181,8 @@ def _in_folder(config: Config, owned: OwnedHome) -> Iterator[KvInFolder]:
             store = RecordStore(folder, _NO_CAP)
         except OSError as error:
             raise _unusable(path, error) from error
-        yield KvInFolder(store, Identity(config.keys, owned.secret()).tenants())
+        tenants = Identity(config.keys, owned.secret()).tenants()
+        yield KvInFolder(store, tenants, owned.home.path / FILE_NAME)
 
 
 def _unusable(path: object, error: OSError) -> ConfigError:

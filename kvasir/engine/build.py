@@ -34,6 +34,8 @@ from kvasir.text.codec import TextCodec
 from kvasir.text.template import ChatTemplate, check_template
 from kvasir.text.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
 from kvasir.text.transcript import Transcripts
+from kvasir.text.transcript_db import FILE_NAME
+from kvasir.text.transcript_file import TranscriptFile
 from kvasir.tiers.device import DevicePool
 
 TRANSCRIPT_BYTES = 64 * 2**20
@@ -61,7 +63,7 @@ def build(config: Config, report: Report) -> Built:
     """
     cache = model_cache(config)
     plan = survey(config, resolve(config.model, cache, report), cache)
-    codec = _codec(plan.files)
+    codec = _codec(config, plan)
     report(f"{plan.card.name}: {plan.memory}")
     began_s = time.monotonic()
     engine = _engine(config, plan)
@@ -159,13 +161,22 @@ def _warm_up(runner: TorchRunner, geometry: KvGeometry, window: int) -> None:
     runner.run(StepPlan(number=0, leaves=(_WARM_UP_SEQ,)))
 
 
-def _codec(files: ModelFiles) -> TextCodec:
+def _codec(config: Config, plan: Survey) -> TextCodec:
+    files = plan.files
     tokenizer = _tokenizer(files)
     template = None
     if files.chat_template is not None:
         check_template(files.chat_template, bos=tokenizer.bos_text, eos=tokenizer.eos_text)
         template = ChatTemplate(files.chat_template, bos=tokenizer.bos_text, eos=tokenizer.eos_text)
-    return TextCodec(tokenizer, template, Transcripts(TRANSCRIPT_BYTES))
+    file = None
+    if plan.disk_cap.n_bytes:  # where no KV outlives the process, no conversation need do so
+        file = TranscriptFile(
+            config.home / FILE_NAME,
+            plan.card.realm.tokenizer,
+            capacity_bytes=TRANSCRIPT_BYTES,
+            vocab_size=tokenizer.vocab_size,
+        )
+    return TextCodec(tokenizer, template, Transcripts(TRANSCRIPT_BYTES, file))
 
 
 def _tokenizer(files: ModelFiles) -> Tokenizer:

@@ -55,6 +55,7 @@ def create_app(served: Served, config: Config, *, limits: Limits = DEFAULT_LIMIT
             yield
         finally:
             workers.close()
+            served.codec.transcripts.close()  # nobody is left who could remember anything
 
     app = FastAPI(
         title="Kvasir",

@@ -82,7 +82,13 @@ def routes(desk: Desk, identity: Identity) -> APIRouter:
                     "more is named by its tag, as GET /kvasir/cache shows it.",
                     "tenant",
                 )
-        return await reply(lambda: ClearedReply(cleared=engine.clear(tier, tag)))
+
+        def forget() -> ClearedReply:
+            if tier is None:  # which tokens were said is told by transcripts as well
+                desk.served.codec.transcripts.clear(tag)
+            return ClearedReply(cleared=engine.clear(tier, tag))
+
+        return await reply(forget)
 
     return router
 

@@ -6,6 +6,9 @@ KV of the whole answer and of all that follows is lost. Transcripts keep the ids
 Invariant: ids are only used for a text that begins, character by character, with the text that they
 stand for (compared by digest), so a wrong or missing entry costs reuse and never correctness.
 Entries of one namespace are invisible to the others. Thread-safe; bounded in bytes.
+
+With a file they outlive the process: once ``remember`` has returned, they are in it. Looking them
+up never touches the disk.
 """
 
 from __future__ import annotations
@@ -16,37 +19,31 @@ import threading
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 
+from kvasir.core.realm import namespace_tag
 from kvasir.text.tokenizer import Tokenizer
+from kvasir.text.transcript_file import Transcript, TranscriptFile
 
 Message = Mapping[str, object]
 
-_ENTRY_BYTES = 512  # an entry beside its ids: key, digest, objects, its place in the table
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """The ids of a text, known by its length and digest."""
-
-    ids: array[int]
-    n_chars: int
-    digest: bytes
-
-    @property
-    def size_bytes(self) -> int:
-        return _ENTRY_BYTES + self.ids.itemsize * len(self.ids)
-
 
 class Transcripts:
-    """The token ids of conversations, least recently used first out, of ``capacity_bytes``."""
+    """The token ids of conversations, least recently used first out, of ``capacity_bytes``.
 
-    def __init__(self, capacity_bytes: int) -> None:
+    What ``file`` holds is loaded here, and what is remembered is kept in it.
+    """
+
+    def __init__(self, capacity_bytes: int, file: TranscriptFile | None = None) -> None:
         self._capacity_bytes = capacity_bytes
         self._size_bytes = 0
-        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
-        self._lock = threading.Lock()
+        self._entries: OrderedDict[bytes, Transcript] = OrderedDict()
+        self._used: dict[bytes, None] = {}  # since the last entry, the file does not know yet
+        self._lock = threading.Lock()  # guards the above, and is never held while the disk works
+        self._file = file
+        if file is not None:
+            for key, entry in file.load():
+                self._keep(key, entry)
 
     @property
     def size_bytes(self) -> int:
@@ -100,18 +97,34 @@ class Transcripts:
         whole = rendered_text + text
         ids = array("i", islice(token_ids, n_prompt))
         ids.extend(kept)
-        return self._store(key, _Entry(ids, len(whole), hashlib.sha256(_utf8(whole)).digest()))
+        digest = hashlib.sha256(_utf8(whole)).digest()
+        return self._store(key, Transcript(namespace_tag(namespace), ids, len(whole), digest))
+
+    def clear(self, tag: bytes | None = None) -> None:
+        """Forget the conversations of the namespace with the tag ``tag``, or all of them, in the
+        file as well. Raises ``ConfigError`` where that can neither be emptied nor removed."""
+        with self._lock:
+            for key, entry in list(self._entries.items()):
+                if tag in (None, entry.namespace_tag):
+                    self._drop(key)
+        if self._file is not None:
+            self._file.clear(tag)
+
+    def close(self) -> None:
+        """Let the file go; memory goes on."""
+        if self._file is not None:
+            self._file.close()
 
     def _longest(
         self, namespace: bytes, messages: Sequence[Message], rendered_text: str
-    ) -> _Entry | None:
+    ) -> Transcript | None:
         """The longest entry for a beginning of ``messages`` whose text ``rendered_text`` begins
         with. All of them are verified in one pass over the text."""
         digests = zip(messages, _digests(namespace, messages), strict=True)
         keys = [digest for message, digest in digests if message.get("role") == "assistant"]
         with self._lock:
             found = [(self._entries[key], key) for key in keys if key in self._entries]
-        best: tuple[_Entry, bytes] | None = None
+        best: tuple[Transcript, bytes] | None = None
         seen, hashed = 0, hashlib.sha256()
         for entry, key in sorted(found, key=lambda pair: pair[0].n_chars):
             if entry.n_chars > len(rendered_text):
@@ -125,21 +138,32 @@ class Transcripts:
         with self._lock:
             if best[1] in self._entries:
                 self._entries.move_to_end(best[1])
+                self._used.pop(best[1], None)
+                self._used[best[1]] = None
         return best[0]
 
-    def _store(self, key: bytes, entry: _Entry) -> bool:
+    def _store(self, key: bytes, entry: Transcript) -> bool:
         if entry.size_bytes > self._capacity_bytes:
             return False
         with self._lock:
-            replaced = self._entries.pop(key, None)
-            if replaced is not None:
-                self._size_bytes -= replaced.size_bytes
-            self._entries[key] = entry
-            self._size_bytes += entry.size_bytes
-            while self._size_bytes > self._capacity_bytes:
-                _, oldest = self._entries.popitem(last=False)
-                self._size_bytes -= oldest.size_bytes
+            self._keep(key, entry)
+            used, self._used = list(self._used), {}
+        if self._file is not None:
+            self._file.put(key, entry, used)
         return True
+
+    def _keep(self, key: bytes, entry: Transcript) -> None:
+        self._drop(key)
+        self._entries[key] = entry
+        self._size_bytes += entry.size_bytes
+        while self._size_bytes > self._capacity_bytes:
+            self._drop(next(iter(self._entries)))
+
+    def _drop(self, key: bytes) -> None:
+        entry = self._entries.pop(key, None)
+        self._used.pop(key, None)
+        if entry is not None:
+            self._size_bytes -= entry.size_bytes
 
 
 def _digests(namespace: bytes, messages: Sequence[Message]) -> Iterator[bytes]:

@@ -8,59 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sample_chats import BYTES, A, B, assistant, by_bytes, remember, render, user
 from sample_tokenizers import byte_level, sentencepiece, sentencepiece_backend, steady
 
 from kvasir.core.errors import RequestError
 from kvasir.text.stream import TextStream
-from kvasir.text.tokenizer import Tokenizer
 from kvasir.text.transcript import Message, Transcripts
 
-BYTES = byte_level()
 ROOM = 1 << 20
-A, B = b"tenant a", b"tenant b"
 START, END = 1, 2
-
-
-def user(text: str) -> Message:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> Message:
-    return {"role": "assistant", "content": text}
-
-
-def render(messages: list[Message], *, trim: bool = False) -> str:
-    def content(message: Message) -> str:
-        text = str(message["content"])
-        return text.strip() if trim else text
-
-    turns = [f"<|im_start|>{m['role']}\n{content(m)}<|im_end|>\n" for m in messages]
-    return "".join(turns) + "<|im_start|>assistant\n"
-
-
-def by_bytes(text: str) -> list[int]:
-    """Ids of ``text`` that encoding would never choose: a token per byte."""
-    return [4 + byte for byte in text.encode("utf-8")]
-
-
-def remember(
-    transcripts: Transcripts,
-    messages: list[Message],
-    reply: str,
-    generated: list[int],
-    *,
-    namespace: bytes = A,
-    trim: bool = False,
-    tokenizer: Tokenizer = BYTES,
-) -> list[int]:
-    """Play one turn; the ids of prompt and answer."""
-    text = render(messages, trim=trim)
-    prompt = transcripts.encode(namespace, messages, text, tokenizer)
-    whole = [*prompt, *generated]
-    transcripts.remember(
-        namespace, messages, reply, whole, text, n_prompt=len(prompt), tokenizer=tokenizer
-    )
-    return whole
 
 
 def test_a_follow_up_begins_with_the_ids_that_were_generated() -> None:

@@ -1,0 +1,53 @@
+"""Conversations as the tests of transcripts play them."""
+
+from __future__ import annotations
+
+from sample_tokenizers import byte_level
+
+from kvasir.text.tokenizer import Tokenizer
+from kvasir.text.transcript import Message, Transcripts
+
+BYTES = byte_level()
+A, B = b"tenant a", b"tenant b"
+
+
+def user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}
+
+
+def render(messages: list[Message], *, trim: bool = False) -> str:
+    def content(message: Message) -> str:
+        text = str(message["content"])
+        return text.strip() if trim else text
+
+    turns = [f"<|im_start|>{m['role']}\n{content(m)}<|im_end|>\n" for m in messages]
+    return "".join(turns) + "<|im_start|>assistant\n"
+
+
+def by_bytes(text: str) -> list[int]:
+    """Ids of ``text`` that encoding would never choose: a token per byte."""
+    return [4 + byte for byte in text.encode("utf-8")]
+
+
+def remember(
+    transcripts: Transcripts,
+    messages: list[Message],
+    reply: str,
+    generated: list[int],
+    *,
+    namespace: bytes = A,
+    trim: bool = False,
+    tokenizer: Tokenizer = BYTES,
+) -> list[int]:
+    """Play one turn; the ids of prompt and answer."""
+    text = render(messages, trim=trim)
+    prompt = transcripts.encode(namespace, messages, text, tokenizer)
+    whole = [*prompt, *generated]
+    transcripts.remember(
+        namespace, messages, reply, whole, text, n_prompt=len(prompt), tokenizer=tokenizer
+    )
+    return whole
