@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from sample_tokenizers import byte_level
 
 from kvasir.text.tokenizer import Tokenizer
 from kvasir.text.transcript import Message, Transcripts
+from kvasir.text.transcript_file import TranscriptFile
 
 BYTES = byte_level()
 A, B = b"tenant a", b"tenant b"
@@ -51,3 +54,24 @@ def remember(
         namespace, messages, reply, whole, text, n_prompt=len(prompt), tokenizer=tokenizer
     )
     return whole
+
+
+def opened(
+    path: Path, *, tokenizer_id: str = "t1-bytes", capacity_bytes: int = 1 << 26
+) -> Transcripts:
+    """Transcripts over the file at ``path``; again over the same one is a restart."""
+    file = TranscriptFile(
+        path, tokenizer_id, capacity_bytes=capacity_bytes, vocab_size=BYTES.vocab_size
+    )
+    return Transcripts(capacity_bytes, file)
+
+
+def knows(transcripts: Transcripts, question: str, reply: str, *, namespace: bytes = A) -> bool:
+    """Whether a follow-up extends the ids that ``reply`` was generated as, byte by byte. Its ids
+    spell what was said either way."""
+    messages = [user(question), assistant(reply), user("x")]
+    text = render(messages)
+    ids = transcripts.encode(namespace, messages, text, BYTES)
+    assert BYTES.decode(ids) == text
+    generated = [*BYTES.encode(render([user(question)])), *by_bytes(reply)]
+    return ids[: len(generated)] == generated
