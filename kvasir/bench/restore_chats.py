@@ -1,7 +1,7 @@
 """Conversations whose server is started anew again and again: what is computed, and what had to be.
 
-A conversation is told in tokens: which earlier turns stay, how long the prompt becomes, how long
-the answer may be. What it says is running text; a real session's text is not in its trace.
+A conversation is told in tokens: which earlier turn is continued, how long the prompt becomes, how
+long the answer may be. What it says is running text; a real session's text is not in its trace.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Ask = Callable[[int, dict[str, Any]], Reply]  # (port, body of a chat completion
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One request: ``keep`` earlier turns come first; 0 leaves the system's message alone."""
+    """One request, which continues turn ``continues``: only the system's message where that is -1."""
 
-    keep: int
+    continues: int
     prompt_tokens: int  # wanted, of the whole prompt
     answer_tokens: int
 
@@ -68,7 +68,7 @@ def chat(sizes: RestoreSizes) -> Conversation:
     """Turns of the same length that fill the window in the end."""
     room = sizes.window - _ROOM_TOKENS
     turns = tuple(
-        Turn(index, (index + 1) * room // sizes.chat_turns - ANSWER_TOKENS, ANSWER_TOKENS)
+        Turn(index - 1, (index + 1) * room // sizes.chat_turns - ANSWER_TOKENS, ANSWER_TOKENS)
         for index in range(sizes.chat_turns)
     )
     title = f"chat of {sizes.chat_turns} turns"
@@ -112,7 +112,7 @@ def trace(path: Path, sizes: RestoreSizes) -> Conversation:
 
 
 def _continued(requests: Sequence[dict[str, Any]], index: int) -> int:
-    """How many turns come before what request ``index`` adds."""
+    """The turn that request ``index`` continues; -1 where it begins again."""
     ids = requests[index]["hash_ids"]
     for earlier in range(index - 1, -1, -1):
         before = requests[earlier]["hash_ids"]
@@ -120,8 +120,8 @@ def _continued(requests: Sequence[dict[str, Any]], index: int) -> int:
             (i for i, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), None
         )
         if shared is None or shared >= len(before) - 1:
-            return earlier + 1
-    return 0
+            return earlier
+    return -1
 
 
 class Source:
@@ -176,42 +176,43 @@ def _groups(turns: Sequence[Turn], size: int) -> Iterator[Sequence[Turn]]:
     return (turns[at : at + size] for at in range(0, len(turns), size))
 
 
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """A conversation up to an answer: its messages, and how many tokens these are."""
+
+    messages: tuple[dict[str, str], ...]
+    n_tokens: int
+
+
 class _History:
-    """The messages so far, and how many tokens each turn ended with."""
+    """What each turn ended with."""
 
     def __init__(self, conversation: Conversation, source: Source) -> None:
         self._source = source
-        self._system: list[dict[str, str]] = []
-        self._system_tokens = conversation.system_tokens
+        system: tuple[dict[str, str], ...] = ()
         if conversation.system_tokens:
-            text = source.take(conversation.system_tokens)
-            self._system.append({"role": "system", "content": text})
-        self._turns: list[tuple[str, str]] = []
-        self._ends: list[int] = []  # tokens of prompt and answer
-        self._question = ""
-        self._asked_before = False
+            system = ({"role": "system", "content": source.take(conversation.system_tokens)},)
+        self._beginning = _Said(system, conversation.system_tokens)
+        self._ends: list[_Said] = []
+        self._asked: tuple[dict[str, str], ...] = ()
 
     def known_tokens(self, turn: Turn) -> int:
         """Tokens at the beginning of ``turn``'s prompt that an earlier turn had."""
-        if turn.keep:
-            return self._ends[turn.keep - 1]
-        return self._system_tokens if self._asked_before else 0
+        return self._before(turn).n_tokens if self._ends else 0
 
     def continued(self, turn: Turn) -> list[dict[str, str]]:
-        """The messages of ``turn``; later turns than it keeps are forgotten."""
-        begun = self._ends[turn.keep - 1] if turn.keep else self._system_tokens
-        del self._turns[turn.keep :]
-        del self._ends[turn.keep :]
-        n_tokens = max(_LEAST_TOKENS, turn.prompt_tokens - begun - _MARKUP_TOKENS)
-        self._question = self._source.take(n_tokens)
-        messages = list(self._system)
-        for question, answer in self._turns:
-            messages.append({"role": "user", "content": question})
-            messages.append({"role": "assistant", "content": answer})
-        return [*messages, {"role": "user", "content": self._question}]
+        """The messages of ``turn``."""
+        before = self._before(turn)
+        n_tokens = max(_LEAST_TOKENS, turn.prompt_tokens - before.n_tokens - _MARKUP_TOKENS)
+        question = {"role": "user", "content": self._source.take(n_tokens)}
+        self._asked = (*before.messages, question)
+        return list(self._asked)
 
     def add(self, reply: Reply) -> None:
         """Take note of the answer to what ``continued`` gave."""
-        self._turns.append((self._question, reply.text))
-        self._ends.append(reply.prompt_tokens + reply.completion_tokens)
-        self._asked_before = True
+        answer = {"role": "assistant", "content": reply.text}
+        n_tokens = reply.prompt_tokens + reply.completion_tokens
+        self._ends.append(_Said((*self._asked, answer), n_tokens))
+
+    def _before(self, turn: Turn) -> _Said:
+        return self._ends[turn.continues] if turn.continues >= 0 else self._beginning
