@@ -29,7 +29,7 @@ Ask = Callable[[int, dict[str, Any]], Reply]  # (port, body of a chat completion
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One request, which continues turn ``continues``: only the system's message where that is -1."""
+    """One request. It continues turn ``continues``, or the system's message alone: that is -1."""
 
     continues: int
     prompt_tokens: int  # wanted, of the whole prompt
