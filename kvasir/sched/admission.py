@@ -114,13 +114,15 @@ class Admission:
         if key in led:
             return True
         coming = sequence.restore
-        if coming is not None and not coming.done:
-            return not self._cache.worth_meeting(coming, computed)
-        if key is not None and self._cache.brings(key):
-            return True
-        sequence.restore = self.restore(sequence, spare_blocks=n_active)
-        coming = sequence.restore
-        return coming is not None and not self._cache.worth_meeting(coming, computed)
+        if coming is None or coming.done:
+            if key is not None and self._cache.brings(key):
+                return True
+            coming = sequence.restore = self.restore(sequence, spare_blocks=n_active)
+        if coming is None or self._cache.worth_meeting(coming, computed):
+            return False
+        if key is not None:
+            led.add(key)  # it may wait for a part of that block, which ``brings`` does not know
+        return True
 
     def restore(self, sequence: Sequence, *, spare_blocks: int) -> Restore | None:
         """Begin to bring back what is stored of ``sequence``, where there is room for it."""

@@ -135,6 +135,19 @@ def test_loading_begins_while_the_request_waits() -> None:
     assert second.cache.restored_blocks == 25
 
 
+def test_who_needs_the_same_block_next_waits_for_the_part_of_it_that_is_loaded() -> None:
+    """A second choice must not compute it meanwhile, and the first one then say it was reused."""
+    rng = random.Random(12)
+    folders, book = disk(), text(rng, 80)
+    first = VirtualEngine(block_tokens=16, folders=folders)
+    first.ask(book)
+    first.save()
+    second = VirtualEngine(block_tokens=16, folders=folders, read_bytes_per_s=1e5)
+    second.ask([*book[:48], 1])
+    answer = second.ask([*book[:60], *text(rng, 30)], n=2)
+    assert usage(answer).reused_by_tier == {Tier.DEVICE: 48, Tier.DISK: 12}
+
+
 def test_from_a_slow_disk_the_beginning_is_computed_meanwhile() -> None:
     rng = random.Random(8)
     folders, book = disk(), text(rng, 400)
