@@ -54,7 +54,7 @@ soak: $(VENV)/.installed-dev
 	KVASIR_TEST_SERVER_KILLS=$${KVASIR_TEST_SERVER_KILLS:-300} \
 	KVASIR_TEST_REAL_KILLS=$${KVASIR_TEST_REAL_KILLS:-30} \
 	KVASIR_TEST_MACHINE_EXAMPLES=$${KVASIR_TEST_MACHINE_EXAMPLES:-5000} \
-	  $(VENV)/bin/python -m pytest -v --durations=0 --timeout=86400 $(ARGS)
+	  $(VENV)/bin/python -m pytest -v --durations=10 --timeout=86400 $(ARGS)
 
 check: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check kvasir tests

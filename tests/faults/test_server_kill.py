@@ -207,7 +207,7 @@ def live(world: World, child: Child, moment: str, rng: random.Random) -> None:
                 wait(workers)
                 world.mark(child, rng)
             elif moment == "writing":
-                wait_for(lambda: _writing(world.home), "a record to be written", every_s=0)
+                wait_for(lambda: _writing(world.home), "a record to be written", every_s=0.0005)
             child.kill()
         finally:
             end.set()
