@@ -14,6 +14,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx2
 import tokenizers
@@ -42,6 +43,8 @@ from kvasir.text.codec import TextCodec
 from kvasir.text.template import ChatTemplate
 from kvasir.text.tokenizer import Tokenizer
 from kvasir.text.transcript import Transcripts
+from kvasir.text.transcript_db import FILE_NAME
+from kvasir.text.transcript_file import TranscriptFile
 
 WINDOW = 4096
 BLOCK_TOKENS = 16
@@ -164,7 +167,9 @@ def make_served(
     window: int = WINDOW,
     tokenizer: Tokenizer | None = None,
     secret: bytes = b"s" * 32,
+    home: Path | None = None,
 ) -> Served:
+    """``home``, where given, is where conversations are remembered over a restart."""
     tokenizer = tokenizer or byte_tokenizer()
     card = ModelCard(
         name="virtual",
@@ -176,7 +181,15 @@ def make_served(
         parameter_bytes=0,
         realm=realm(geometry),
     )
-    codec = TextCodec(tokenizer, ChatTemplate(TEMPLATE), Transcripts(2**20))
+    file = None
+    if home is not None:
+        file = TranscriptFile(
+            home / FILE_NAME,
+            card.realm.tokenizer,
+            capacity_bytes=2**20,
+            vocab_size=tokenizer.vocab_size,
+        )
+    codec = TextCodec(tokenizer, ChatTemplate(TEMPLATE), Transcripts(2**20, file))
     return Served(card=card, geometry=geometry, engine=engine, codec=codec, secret=secret)
 
 
@@ -212,11 +225,14 @@ def world(
     n_blocks: int = 1024,
     window: int = WINDOW,
     tokenizer: Tokenizer | None = None,
+    stored: Config | None = None,
     **sched_limits: float,
 ) -> Iterator[World]:
-    """A server of its own."""
-    client, cache, runner, geometry = make_engine(n_blocks=n_blocks, window=window, **sched_limits)
-    served = make_served(client, geometry, window, tokenizer)
+    """A server of its own; over the home of ``stored``, where given: again over it is a restart."""
+    client, cache, runner, geometry = make_engine(
+        n_blocks=n_blocks, window=window, stored=stored, **sched_limits
+    )
+    served = make_served(client, geometry, window, tokenizer, home=stored.home if stored else None)
     app = create_app(served, config or Config(), limits=limits or Limits())
     sock = socket.create_server(("127.0.0.1", 0))
     port = sock.getsockname()[1]

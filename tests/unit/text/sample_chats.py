@@ -57,12 +57,14 @@ def remember(
 
 
 def opened(
-    path: Path, *, tokenizer_id: str = "t1-bytes", capacity_bytes: int = 1 << 26
+    path: Path,
+    *,
+    tokenizer_id: str = "t1-bytes",
+    capacity_bytes: int = 1 << 26,
+    vocab_size: int = BYTES.vocab_size,
 ) -> Transcripts:
     """Transcripts over the file at ``path``; again over the same one is a restart."""
-    file = TranscriptFile(
-        path, tokenizer_id, capacity_bytes=capacity_bytes, vocab_size=BYTES.vocab_size
-    )
+    file = TranscriptFile(path, tokenizer_id, capacity_bytes=capacity_bytes, vocab_size=vocab_size)
     return Transcripts(capacity_bytes, file)
 
 

@@ -78,7 +78,8 @@ def test_it_is_private_and_alone_once_closed(path: Path) -> None:
     path.touch(0o644)
     transcripts = opened(path)
     talk(transcripts, 0)
-    assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()} == {0o600}
+    files = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+    assert files == {FILE_NAME: 0o600, FILE_NAME + "-wal": 0o600}
     transcripts.close()
     assert [file.name for file in path.parent.iterdir()] == [FILE_NAME]
     assert rows(path, "PRAGMA user_version") == [(1,)]
@@ -222,6 +223,19 @@ def test_a_damaged_row_is_gone_and_the_others_stay(
     assert known(opened(path), range(4)) == [0, 1, 2, 3]
     assert len(caplog.messages) == 1
     assert "1 transcripts" in caplog.messages[0]
+
+
+def test_ids_that_the_vocabulary_does_not_have_are_not_used(path: Path) -> None:
+    transcripts = opened(path)
+    talk(transcripts, 0)
+    transcripts.close()
+    largest = max(BYTES.encode(render([user("the 0")])))
+    opened(path, vocab_size=largest + 1).close()
+    assert len(rows(path)) == 1
+    again = opened(path, vocab_size=largest)
+    assert again.size_bytes == 0
+    again.close()
+    assert rows(path) == []
 
 
 def test_a_row_of_another_tokenizer_is_checked_before_it_counts(path: Path) -> None:
