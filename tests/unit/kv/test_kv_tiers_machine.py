@@ -26,7 +26,7 @@ from kvasir.sched.virtual import POISON, expected_answer
 from kvasir.tiers.folder import Folder
 from kvasir.tiers.ram import RamFolder
 
-EXAMPLES = int(os.environ.get("KVASIR_TEST_MACHINE_EXAMPLES", "150"))
+EXAMPLES = int(os.environ.get("KVASIR_TEST_MACHINE_EXAMPLES", "100"))
 
 BLOCK_TOKENS = 4
 RECORD_BYTES = 4_096 + 200  # about what a small record takes

@@ -95,7 +95,7 @@ def test_several_requests_follow_one_restore_and_the_first_may_go() -> None:
         folders, book = kept_book(rng, 200)
         made = engine(folders, n_blocks=256, read_bytes_per_s=rates(rng))
         leader = made.submit([*book, 1], max_tokens=3)
-        some_steps(made, 3, rng)
+        some_steps(made, 6, rng)
         made.submit([*book[: rng.randrange(20, 200)], 2, 3], max_tokens=3)
         made.submit([*book, 9, 9], max_tokens=2)
         some_steps(made, 6, rng)
@@ -103,6 +103,22 @@ def test_several_requests_follow_one_restore_and_the_first_may_go() -> None:
             made.abort(leader)
         run_poisoned(made)
         assert made.sched.counts["computed_tokens"] < len(book) + 20  # once for all
+
+
+def test_what_somebody_computes_is_waited_for_also_by_those_that_load_more() -> None:
+    for seed in range(20):
+        rng = random.Random(seed)
+        folders, book = kept_book(rng, 240)
+        made = engine(folders, n_blocks=256, read_bytes_per_s=2 * BREAK_EVEN)
+        made.submit(text(rng, 1), max_tokens=90, namespace=b"b")  # makes steps short
+        made.submit([*book, 1], max_tokens=3)
+        some_steps(made, 6, rng)
+        made.submit([*book[: rng.randrange(20, 200)], 2, 3], max_tokens=3)
+        some_steps(made, 3, rng)
+        made.submit([*book, 9, 9], max_tokens=2)
+        run_poisoned(made)
+        computed = made.sched.counts["computed_tokens"] - (1 + 90)
+        assert computed < 0.5 * len(book)  # the rest is loaded
 
 
 def test_what_is_on_its_way_is_not_loaded_a_second_time() -> None:
