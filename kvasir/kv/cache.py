@@ -214,6 +214,7 @@ class KvCache:
             for name in names:
                 self.stored.drop(shelf.tier, name)
             n_records += len(names)
+        self._saver.clear(tier, tag)
         if tier is None:
             gone = self._tree.clear(lambda namespace: tag in (None, namespace_tag(namespace)))
             self._device.give(gone)

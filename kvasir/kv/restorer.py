@@ -40,7 +40,7 @@ class Restorer:
         self._restored = restored
         self._active: list[Restore] = []
         self._loading: dict[int, tuple[Restore, Piece]] = {}  # by load, begun or queued
-        self._given_up: dict[int, list[int]] = {}  # blocks that a load still writes into
+        self._given_up: dict[int, Piece] = {}  # into whose blocks a load still writes
         self._keys: dict[bytes, int] = {}  # on their way -> how many pieces bring them
 
     # what there is -------------------------------------------------------------------------------
@@ -59,8 +59,8 @@ class Restorer:
         for restore in self._active:
             for piece in restore.pieces:
                 yield from piece.blocks
-        for blocks in self._given_up.values():
-            yield from blocks
+        for piece in self._given_up.values():
+            yield from piece.blocks
 
     def anchors(self) -> Iterator[Node]:
         """Every node that a restore pins, once per pin."""
@@ -134,7 +134,9 @@ class Restorer:
         """Take note that a load has ended; False where it was none of ours."""
         doomed = self._given_up.pop(moved.id, None)
         if doomed is not None:
-            self._device.give(doomed)
+            self._device.give(doomed.blocks)
+            if moved.problem:
+                self._stored.lost(doomed.tier, doomed.extent.name, damaged=True)
             return True
         if moved.id not in self._loading:
             return False
@@ -192,7 +194,7 @@ class Restorer:
                 self._device.give(piece.blocks)
             else:
                 del self._loading[piece.load_id]
-                self._given_up[piece.load_id] = piece.blocks
+                self._given_up[piece.load_id] = piece
 
     def _forget(self, piece: Piece) -> None:
         for key in piece.keys:

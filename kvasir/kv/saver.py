@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from kvasir.core.realm import namespace_tag
 from kvasir.core.tiers import Tier
 from kvasir.kv.blocks import DeviceBlocks
+from kvasir.kv.lease import chain_of
 from kvasir.kv.moves import Extent, Moved, Save
 from kvasir.kv.restore import Seconds
 from kvasir.kv.shelf import Shelf
@@ -66,6 +67,8 @@ class Saver:
         self._queue: deque[_Wanted] = deque()
         self._wanted: set[tuple[Tier, bytes]] = set()  # queued or under way
         self._under_way: dict[int, _UnderWay] = {}
+        # Saves under way that are to be dropped when they end; whether in the pool too.
+        self._cleared: dict[int, bool] = {}
         self._most_bytes = min(_MOST_UNDER_WAY_BYTES, geometry.pool_bytes // _POOL_SHARE)
         self._bytes = 0
         self._closed: set[Tier] = set()
@@ -90,6 +93,14 @@ class Saver:
                     self._wanted.update((shelf.tier, n.key) for n in run)
                     start += sum(len(n.tokens) for n in run)
 
+    def clear(self, tier: Tier | None, tag: bytes | None) -> None:
+        """What is on its way to ``tier`` (None: any) of the namespace with ``tag`` (None: any) is
+        dropped as soon as it is there, and without ``tier`` forgotten in the pool: until then it
+        is pinned."""
+        for save_id, save in self._under_way.items():
+            if tier in (None, save.shelf.tier) and tag in (None, save.extent.namespace_tag):
+                self._cleared[save_id] = tier is None or self._cleared.get(save_id, False)
+
     def issue(self) -> None:
         """Give the mover as much as may be under way at a time."""
         while self._queue and (not self._under_way or self._bytes < self._most_bytes):
@@ -104,11 +115,18 @@ class Saver:
         self._device.tree.unpin(save.node)
         self._bytes -= extent.n_bytes
         self._wanted.difference_update((shelf.tier, key) for key in extent.keys)
+        cleared = self._cleared.pop(moved.id, None)
         if moved.problem:
             shelf.cancel(extent.namespace_tag, extent.n_bytes)
             self._failed(shelf, len(extent.keys), moved.problem)
             return True
         shelf.add(dataclasses.replace(extent, name=moved.record), reserved=True)
+        if cleared is not None:
+            self._stored.drop(shelf.tier, moved.record)
+            if cleared:  # all before it was pinned with it
+                top = chain_of(save.node)[0]
+                self._device.give(self._device.tree.remove_below(top))
+            return True
         for index, key in enumerate(extent.keys):
             node = self._device.tree.get(key)
             if node is not None:

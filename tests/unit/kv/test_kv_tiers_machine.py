@@ -66,7 +66,7 @@ def stale_slots(made: VirtualEngine) -> Iterator[int]:
     cache, size = made.cache, made.geometry.block_tokens
     blocks = set(cache._device.pool.free_blocks())
     for doomed in cache._restorer._given_up.values():
-        blocks.update(doomed)
+        blocks.update(doomed.blocks)
     for restore in cache._restorer._active:
         for piece in restore.pieces:
             if piece.stage is Stage.QUEUED:

@@ -178,6 +178,25 @@ def test_the_one_that_computes_the_front_may_go_at_any_time() -> None:
     assert any(given_up for _, given_up in results)
 
 
+def test_a_load_that_nobody_wants_any_more_still_tells_of_damage() -> None:
+    given_up = 0
+    for steps in range(2, 8):
+        rng = random.Random(1)
+        folders, book = kept_book(rng, 240)
+        made = engine(folders, n_blocks=256, read_bytes_per_s=3 * BREAK_EVEN)
+        leader = made.submit([*book, 1])
+        for _ in range(steps):
+            made.step()
+        for extent in list(made.cache.stored.shelf(Tier.DISK)):
+            damage_at(folders, made, extent.start)
+        made.abort(leader)
+        made.step()
+        given_up += bool(made.cache._restorer._given_up)
+        made.save()
+        check_stores(made)
+    assert given_up
+
+
 def test_a_restore_that_is_larger_than_the_room_waits_or_is_computed() -> None:
     for seed in SEEDS:
         rng = random.Random(seed)
@@ -244,3 +263,20 @@ def test_a_tail_that_is_replaced_while_it_is_loaded() -> None:
         gone += made.cache.loading
         run_poisoned(made)
     assert gone
+
+
+def test_what_is_being_saved_while_all_is_cleared_does_not_come_back() -> None:
+    for wait_s in (0.0, 0.1, 0.3, 0.5, 1.0):
+        rng = random.Random(4)
+        made = engine({Tier.DISK: RamFolder(2**20)}, n_blocks=256, write_bytes_per_s=2_000)
+        book = text(rng, 100)
+        made.ask(book)
+        made.clock.advance(wait_s)
+        made.step()
+        assert made.cache.saving
+        made.cache.clear(None, None)
+        made.save()
+        made.cache.check()
+        check_stores(made)
+        assert not made.mover.stores[Tier.DISK].records
+        assert reused(made.ask([*book, 1])) == 0
