@@ -208,12 +208,11 @@ class KvCache:
         without ``tier`` idle blocks in the pool too; how many records."""
         n_records = 0
         for shelf in self.stored.shelves:
-            if tier not in (None, shelf.tier):
-                continue
-            names = [e.name for e in shelf if tag in (None, e.namespace_tag)]
-            for name in names:
-                self.stored.drop(shelf.tier, name)
-            n_records += len(names)
+            if tier in (None, shelf.tier):
+                names = [e.name for e in shelf if tag in (None, e.namespace_tag)]
+                for name in names:
+                    self.stored.drop(shelf.tier, name)
+                n_records += len(names)
         self._saver.clear(tier, tag)
         if tier is None:
             gone = self._tree.clear(lambda namespace: tag in (None, namespace_tag(namespace)))
