@@ -102,14 +102,14 @@ class World:
 
     def mark(self, child: Child, rng: random.Random) -> None:
         """Have something stored of which it is sure, from outside, that it is."""
-        since_s = time.time()
+        before = {record["name"] for record in stored(self.home)}
         marked = Ask(MARK, text(rng, rng.randrange(40, 200)), rng.randrange(2, 20), seed=1)
         self.ask(child, marked)
         n_tokens = len(marked.prompt) + marked.max_tokens - 1  # the last has no KV yet
 
         def kept() -> bool:
             records = [r for r in stored(self.home) if r["tenant"] == MARK]
-            return sum(r["tokens"] for r in records if r["used_s"] >= since_s) >= n_tokens
+            return sum(r["tokens"] for r in records if r["name"] not in before) >= n_tokens
 
         wait_for(kept, "what was asked last to be stored")
         self.marked = marked
