@@ -70,11 +70,13 @@ class VirtualEngine:
         read_bytes_per_s: float = 1e9,
         write_bytes_per_s: float = 1e9,
         audit_one_in: int = 0,
+        run_blocks: int = 6,
         parts: Mapping[str, str] | None = None,
         **limits: float,
     ) -> None:
         """``folders`` are those of the stored tiers, each of up to ``cap_bytes``; another engine
-        over the same ones is this one restarted. ``parts`` are those of another realm."""
+        over the same ones is this one restarted. A record has up to ``run_blocks``. ``parts`` are
+        those of another realm."""
         self.geometry = geometry(n_blocks, block_tokens)
         self.clock = VirtualClock()
         self.slots = array("Q", [POISON]) * (n_blocks * block_tokens)
@@ -91,6 +93,7 @@ class VirtualEngine:
         )
         stored = open_stored(stores, self.mover, self.geometry, self.realm, now_s=self.clock.now_s)
         self.cache = KvCache(self.geometry, self.realm, stored=stored, audit_one_in=audit_one_in)
+        self.cache._saver.run_blocks = run_blocks
         self.tagged = TaggedRunner(self.slots, block_tokens, costs=costs, clock=self.clock)
         bounds = {"window": n_blocks * block_tokens, "answer_room_tokens": 2 * block_tokens}
         self.sched = Scheduler(self.cache, Limits(**(bounds | limits)), self.clock)  # type: ignore[arg-type]

@@ -24,8 +24,6 @@ from kvasir.kv.shelf import Shelf, Shelved
 _FOREIGN_PARENT = b"another realm"  # no key: nothing continues from it
 _REMEMBERED = 65_536  # damaged keys kept to say so
 _TELLING = 16  # first tokens by which a text of another realm is recognised
-_PIECES = 16  # into which a long text is cut, so that loading and computing can meet between them
-_LEAST_PIECE_BLOCKS = 4  # smaller ones would take longer to begin than to load
 _REASONS = {
     "weights": Miss.WEIGHTS_CHANGED,
     "tokenizer": Miss.TOKENIZER_CHANGED,
@@ -139,9 +137,8 @@ class StoredTiers:
                 break
             blocks.append(found)
             index += 1
-        most_blocks = max(_LEAST_PIECE_BLOCKS, len(blocks) // _PIECES)
         for offset, found in enumerate(blocks, start=depth):
-            self._append(pieces, found, offset * size, most_blocks)
+            self._append(pieces, found, offset * size)
         if index < len(keys) and coming(keys[index]):
             return pieces
         parent = keys[index - 1] if index else NO_PARENT
@@ -149,7 +146,7 @@ class StoredTiers:
         shelf, last, length = self.closest(namespace_tag, parent, rest)
         least = 0 if pieces else partial
         if shelf is not None and last is not None and length > least and not coming(last.key):
-            self._append(pieces, (shelf, last), index * size, most_blocks)
+            self._append(pieces, (shelf, last), index * size)
         return pieces
 
     def lost(self, tier: Tier, record: str, *, damaged: bool) -> None:
@@ -227,9 +224,7 @@ class StoredTiers:
             differs_in=foreign.differs_in if foreign is not None else (),
         )
 
-    def _append(
-        self, pieces: list[Piece], found: tuple[Shelf, Shelved], start: int, most_blocks: int
-    ) -> None:
+    def _append(self, pieces: list[Piece], found: tuple[Shelf, Shelved], start: int) -> None:
         """Put a block behind ``pieces``: into the last of them where it is its neighbour."""
         shelf, block = found
         n_bytes = block.n_tokens * self.geometry.token_bytes
@@ -239,7 +234,6 @@ class StoredTiers:
             and last.tier == shelf.tier
             and last.extent is block.extent
             and last.first + last.count == block.index
-            and last.count < most_blocks
         ):
             last.count += 1
             last.n_tokens += block.n_tokens

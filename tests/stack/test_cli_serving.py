@@ -40,6 +40,8 @@ def test_the_announced_example_works(server: Server) -> None:
     while "-d '" not in curl:
         curl += server.lines.get(timeout=5)
     command = shlex.split(curl[curl.index("curl") :].replace("\\\n", " "))
+    # at random, a small model goes on to the end of its window once in a while
+    command[-1] = json.dumps(json.loads(command[-1]) | {"max_tokens": 40})
     done = subprocess.run([*command, "-s"], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["choices"][0]["message"]["content"]
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from realms import realm
 
 from kvasir.attention import backend
 from kvasir.bench.checkpoint import config_of
@@ -32,7 +33,6 @@ from kvasir.sched.limits import Limits
 from kvasir.sched.scheduler import Scheduler, Submit
 from kvasir.text.tokenizer import Tokenizer, tokenizer_from_gguf
 from kvasir.tiers.device import DevicePool
-from realms import realm
 
 ROUNDING = 2e-3  # nats between the two likeliest tokens that rounding may turn round
 N_ANSWER = 14

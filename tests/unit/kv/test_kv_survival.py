@@ -194,7 +194,7 @@ def test_an_aborted_request_leaves_what_it_had_loaded_in_order() -> None:
 def test_the_audit_finds_a_block_that_is_stored_wrongly() -> None:
     rng = random.Random(11)
     folders, book = disk(), text(rng, 40)
-    first = VirtualEngine(folders=folders)
+    first = VirtualEngine(folders=folders, run_blocks=100)
     first.ask(book)
     first.slots[10] ^= 1  # wrong before it is saved: every digest will be right
     first.save()

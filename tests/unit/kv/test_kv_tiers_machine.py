@@ -178,7 +178,6 @@ class TiersMachine(RuleBasedStateMachine):
             max_waiting=8,
         )
         self.made.cache.fit.costs = CHUNKY
-        self.made.cache._saver.run_blocks = 6  # several records a text
 
     # requests ------------------------------------------------------------------------------------
 

@@ -19,7 +19,6 @@ def engine(folders: dict[Tier, Folder], **fields: float) -> VirtualEngine:
     """With several records a text, so that one can be lost and others not."""
     made = VirtualEngine(folders=folders, costs=CHUNKY, **fields)  # type: ignore[arg-type]
     made.cache.fit.costs = CHUNKY
-    made.cache._saver.run_blocks = 6
     return made
 
 
