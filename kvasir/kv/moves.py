@@ -76,13 +76,14 @@ class Save:
 class Moved:
     """A move has ended. ``record`` is the name under which a ``Save`` is kept.
 
-    ``problem`` says why it came to nothing; then a ``Load``'s record is gone and its blocks hold
-    nothing of use.
+    ``problem`` says why it came to nothing; then the blocks of a ``Load`` hold nothing of use.
+    ``damaged`` says that its record could not be read or did not verify, and is gone.
     """
 
     id: int
     record: str = ""
     problem: str = ""
+    damaged: bool = False
 
 
 class Mover(Protocol):
