@@ -137,6 +137,14 @@ class Bench:
                 assert self.told.acquire(timeout=LONG_S), "nothing is reported any more"
         return self.moved[move_id]
 
+    def written(self) -> None:
+        """Return when all that is queued to be saved or dropped has been: a save whose blocks do
+        not fit its extent ends last, as a problem."""
+        self.next_id += 1
+        last = Save(id=self.next_id, tier=self.tier, extent=self.extent(2), blocks=(0,))
+        self.mover.save(last)
+        assert self.end(last.id).problem
+
     def take(self) -> list[Moved]:
         taken = list(self.mover.take_moved())
         for moved in taken:

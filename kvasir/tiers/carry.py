@@ -70,7 +70,8 @@ class Carrier:
         except KeyError:
             return Moved(id=load.id, problem="the record is not there any more")
         except Damaged as damage:
-            return Moved(id=load.id, problem=f"the record is damaged: {damage}")
+            problem = f"the record is damaged: {damage}"
+            return Moved(id=load.id, problem=problem, damaged=True)
         return Moved(id=load.id)
 
     def save(self, save: Save) -> Moved:

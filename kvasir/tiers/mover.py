@@ -68,14 +68,12 @@ class ThreadedMover:
         lock = threading.Lock()  # over all that follows
         self._to_read = threading.Condition(lock)
         self._to_write = threading.Condition(lock)
-        self._written = threading.Condition(lock)
         self._lock = lock
         self._loads: OrderedDict[int, Load] = OrderedDict()
         self._waiting_bytes: Counter[Tier] = Counter()  # of ``_loads``
         self._reading: tuple[Load, float] | None = None  # and since when
         self._uses: dict[tuple[Tier, str], float] = {}
         self._writes: deque[Save | _Drop] = deque()
-        self._is_writing = False
         self._moved: list[Moved] = []
         self._closed = False
         self._read_rates = {tier: Rate(_EXPECTED_BYTES_PER_S) for tier in self._stores}
@@ -139,7 +137,9 @@ class ThreadedMover:
             if self._reading:
                 load, since_s = self._reading
                 taken_s = self._clock.now_s() - since_s
-                seconds += max(0.0, self._read_s(load.n_bytes, load.tier) - taken_s)
+                # An overdue load is expected to take as long again as it is overdue: a disk that
+                # hangs looks the slower the longer it does.
+                seconds += abs(self._read_s(load.n_bytes, load.tier) - taken_s)
         return seconds
 
     def status(self) -> Sequence[TierStatus]:
@@ -147,13 +147,6 @@ class ThreadedMover:
             return [self._status_of(tier) for tier in self._stores]
 
     # what whoever stops the server calls ---------------------------------------------------------
-
-    def flush(self, timeout_s: float) -> bool:
-        """Wait until everything that is queued is saved and dropped; False if that took longer."""
-        with self._lock:
-            return self._written.wait_for(
-                lambda: not self._writes and not self._is_writing, timeout_s
-            )
 
     def close(self, timeout_s: float) -> bool:
         """Give up the loads and saves that have not begun, and report them; carry out what was
@@ -167,7 +160,6 @@ class ThreadedMover:
             self._waiting_bytes.clear()
             self._to_read.notify()
             self._to_write.notify()
-            self._written.notify_all()
         if given_up:
             self._report(Moved(id=move_id, problem=_CLOSED) for move_id in given_up)
         deadline_s = time.monotonic() + timeout_s
@@ -224,14 +216,10 @@ class ThreadedMover:
         _step_back()
         while True:
             with self._lock:
-                self._is_writing = False
-                if not self._writes:
-                    self._written.notify_all()
                 self._to_write.wait_for(lambda: self._writes or self._closed)
                 if not self._writes:
                     return
                 job = self._writes.popleft()
-                self._is_writing = True
             if isinstance(job, Save):
                 self._carry_save(job)
             else:

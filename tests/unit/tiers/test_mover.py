@@ -88,9 +88,13 @@ def test_a_damaged_record_is_a_problem_in_words_and_gone(made: Callable[..., Ben
     bench = made()
     record, other = bench.saved([1, 2]), bench.saved([3], seed=1)
     damage(bench.folder, record)
-    assert "damaged" in bench.end(bench.load(record, [5, 6])).problem
+    moved = bench.end(bench.load(record, [5, 6]))
+    assert "damaged" in moved.problem
+    assert moved.damaged
     assert record not in bench.store.records
-    assert "not there" in bench.end(bench.load(record, [5, 6])).problem
+    moved = bench.end(bench.load(record, [5, 6]))
+    assert "not there" in moved.problem
+    assert not moved.damaged
     assert not bench.end(bench.load(other, [5])).problem
     [status] = bench.mover.status()
     assert status.damaged_records == 1
@@ -102,7 +106,7 @@ def test_a_record_is_verified_without_keeping_anything_of_it(made: Callable[...,
     damage(bench.folder, other)
     before = bench.content(range(12))
     assert not bench.end(bench.load(record, [])).problem
-    assert "damaged" in bench.end(bench.load(other, [])).problem
+    assert bench.end(bench.load(other, [])).damaged
     assert "not there" in bench.end(bench.load("0" * 64, [])).problem
     assert bench.content(range(12)) == before
     assert bench.mover.status()[0].loaded_bytes == 0
@@ -121,7 +125,7 @@ def test_a_record_of_another_model_is_refused_and_removed(
     before = bench.content(others)
     assert "loading failed" in bench.end(bench.load(record, [5, 6])).problem
     assert bench.content(others) == before
-    assert bench.mover.flush(LONG_S)
+    bench.written()
     assert record not in bench.store.records
 
 
@@ -168,11 +172,8 @@ def test_loads_do_not_wait_for_saves(made: Callable[..., Bench]) -> None:
     save = bench.save([2], seed=1)
     assert not bench.end(bench.load(record, [5])).problem
     assert save not in bench.moved
-    assert not bench.mover.flush(0.01)
     bench.memory.gate.set()
-    assert bench.mover.flush(LONG_S)
-    bench.take()
-    assert bench.moved[save].record in bench.store.records
+    assert bench.end(save).record in bench.store.records
 
 
 def test_saves_and_drops_keep_their_order(made: Callable[..., Bench]) -> None:
@@ -184,7 +185,7 @@ def test_saves_and_drops_keep_their_order(made: Callable[..., Bench]) -> None:
     assert record in bench.store.records
     bench.mover.drop(Tier.DISK, record)
     bench.mover.drop(Tier.DISK, record)
-    assert bench.mover.flush(LONG_S)
+    bench.written()
     assert not bench.store.records
     assert bench.store.used_bytes == 0
 
@@ -232,11 +233,10 @@ def test_what_fails_unexpectedly_is_reported_and_the_threads_go_on(
     bench.memory.fails = True
     assert "saving failed: RuntimeError: planted" in bench.end(bench.save([3], seed=2)).problem
     assert "loading failed: RuntimeError: planted" in bench.end(bench.load(record, [4])).problem
-    assert bench.mover.flush(LONG_S)
-    assert record not in bench.store.records, "a load with a problem leaves no record"
     bench.memory.fails = False
     assert not bench.end(bench.load(other, [4])).problem
     assert not bench.end(bench.save([3], seed=2)).problem
+    assert record not in bench.store.records, "a load with a problem leaves no record"
     assert sum("failed" in record.message for record in caplog.records) == 2
 
 
@@ -284,13 +284,13 @@ def test_closing_gives_up_what_has_not_begun_and_drops_what_was_dropped(
     assert not bench.mover.close(0.01)
     for move in (*waiting, bench.save([7], seed=4), bench.load(records[0], [7])):
         assert "stopping" in bench.end(move).problem
+        assert not bench.end(move).damaged
     bench.memory.gate.set()
     assert bench.mover.close(LONG_S)
     for move in begun:
         assert not bench.end(move).problem
     assert set(bench.store.records) == {records[0], bench.moved[begun[0]].record}
     assert bench.mover.close(0.0)
-    assert bench.mover.flush(0.0)
 
 
 def test_the_prediction_grows_with_what_is_queued_and_learns(made: Callable[..., Bench]) -> None:
@@ -334,6 +334,26 @@ def test_the_prediction_grows_with_what_is_queued_and_learns(made: Callable[...,
     assert mib / (1000 * mib) < bench.mover.load_s(mib, Tier.DISK) - 0.001 < mib / (950 * mib)
 
 
+def test_a_load_that_hangs_is_expected_to_take_as_long_again_as_it_is_overdue(
+    made: Callable[..., Bench],
+) -> None:
+    bench = made(memory=GatedMemory)
+    clock = bench.mover._clock = VirtualClock()
+    bench.memory.gate.set()
+    record = bench.saved([1])
+    alone_s = bench.mover.load_s(1, Tier.DISK)
+    bench.memory.gate.clear()
+    while bench.memory.entered.acquire(blocking=False):
+        pass
+    bench.mover.load(
+        Load(id=101, tier=Tier.DISK, record=record, first=0, blocks=(2,), n_bytes=500_000_000)
+    )  # expected to take a second
+    assert bench.memory.entered.acquire(timeout=LONG_S)
+    for taken_s, left_s in ((0.0, 1.0), (0.75, 0.25), (1.5, 0.5), (11.0, 10.0)):
+        clock.advance(taken_s - clock.now_s())
+        assert bench.mover.load_s(1, Tier.DISK) == pytest.approx(alone_s + left_s)
+
+
 def test_two_tiers_are_told_apart(made: Callable[..., Bench]) -> None:
     bench = made()
     host = RecordStore(RamFolder(CAP_BYTES), CAP_BYTES)
@@ -342,7 +362,7 @@ def test_two_tiers_are_told_apart(made: Callable[..., Bench]) -> None:
         bench.told.release, clock=SystemClock(),
     )  # fmt: skip
     mover.save(Save(id=1, tier=Tier.HOST, extent=bench.extent(1), blocks=(1,)))
-    assert mover.flush(LONG_S)
+    assert bench.told.acquire(timeout=LONG_S)
     assert mover.close(LONG_S)
     assert (len(host.records), len(bench.store.records)) == (1, 0)
     of = {status.tier: status.saved_bytes for status in mover.status()}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from mover_bench import LONG_S, Bench, benches, shape
+from mover_bench import Bench, benches, shape
 
 from kvasir.core.tiers import Tier
 from kvasir.kv.moves import Moved
@@ -43,7 +43,7 @@ class Hammer:
             self.bench.end(move)
             if move in self.saves or move in self.loads:
                 self.ended(self.bench.moved[move])
-        assert self.bench.mover.flush(LONG_S)
+        self.bench.written()
         assert len(self.free) == self.bench.geometry.n_blocks
 
     def take_blocks(self, count: int) -> list[int]:
