@@ -69,7 +69,7 @@ class Usage:
     reused_tokens: int
     completion_tokens: int = 0
     reused_by_tier: Mapping[Tier, int] = field(default_factory=lambda: NOTHING_REUSED)
-    miss: Miss | None = None  # set only where reused_tokens is 0
+    miss: Miss | None = None  # why not more was reused, where something is known of it
     differs_at: int | None = None  # index of the first prompt token that was not found
     kept_token: int | None = None  # what the closest of the kept texts has at that place
     queued_s: float = 0.0

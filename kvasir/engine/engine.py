@@ -55,7 +55,7 @@ class Engine:
         self._waits = False
         if not self.sched.idle:
             plan = self.sched.plan()
-            self._waits = plan.empty and self.sched.cache.loading
+            self._waits = plan.empty and self.sched.cache.moving
             result = self._run(plan, interrupted)
             events += self.sched.commit(plan, result)
             self.sched.cache.save()  # also where no further step comes for a while
@@ -68,7 +68,7 @@ class Engine:
         """A little of what is best done while idle; False when nothing is left of it."""
         if self._runner.rest():
             return True
-        return self.idle and self.sched.cache.audit(self._runner.audit)
+        return self.idle and self._audit()
 
     def verify(self, ended: Callable[[Sequence[KeptRecord]], None]) -> None:
         """Have every stored record read again; ``ended`` is told those that did not verify."""
@@ -104,6 +104,13 @@ class Engine:
             refused={kind: counts[f"refused_{kind}"] for kind in RefusalKind},
             cost_coefficients=self.sched.costs.coefficients,
         )
+
+    def _audit(self) -> bool:
+        try:
+            return self.sched.cache.audit(self._runner.audit)
+        except Exception:  # it serves nobody: nobody may suffer from it
+            log.exception("an audit failed to compute; it is left out")
+            return True
 
     def _poll(self) -> None:
         for moved in self.sched.cache.poll():

@@ -45,8 +45,8 @@ class Auditor:
     def compare_one(self, compare: Callable[[Audit], bool]) -> Finding | None:
         """Have the next chosen block compared; None where there is none, or no block is free to
         compute it in."""
-        node = self._next()
-        if node is None or not self._device.pool.n_free:
+        node = self._next() if self._device.pool.n_free else None
+        if node is None:
             return None
         scratch = self._device.pool.take(1)
         try:

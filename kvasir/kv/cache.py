@@ -21,6 +21,7 @@ from kvasir.core.tiers import Tier, TierStatus
 from kvasir.kv.audit import Auditor
 from kvasir.kv.blocks import DeviceBlocks
 from kvasir.kv.conservation import check_places, check_tree
+from kvasir.kv.explain import why_not_more
 from kvasir.kv.keys import NO_PARENT, KeyChain
 from kvasir.kv.lease import Lease, Match, chain_of, kept_token, taken_from
 from kvasir.kv.moves import Moved, NoMover
@@ -56,7 +57,9 @@ class KvCache:
         self._leases: set[Lease] = set()
         self._reload_s = self.stored.reload_s()  # of one block, as measured last
         self.auditor = Auditor(self._device, audit_one_in)
-        self._restorer = Restorer(self._device, self.stored, self._compute_s, self.auditor.restored)
+        self._restorer = Restorer(
+            self._device, self.stored, self._compute_s, self.chain, self.auditor.restored
+        )
         self._saver = Saver(self._device, self.stored, self._compute_s)
 
     # what there is -------------------------------------------------------------------------------
@@ -85,6 +88,11 @@ class KvCache:
     def loading(self) -> bool:
         """Whether stored KV is on its way into the pool."""
         return self._restorer.moving
+
+    @property
+    def moving(self) -> bool:
+        """Whether a move is under way that will give blocks back or bring some."""
+        return self.loading or self._saver.moving
 
     @property
     def saving(self) -> bool:
@@ -117,8 +125,11 @@ class KvCache:
         rest = tokens[depth * size : min(len(tokens) - 1, (depth + 1) * size)]
         partial, length = self._tree.closest_child(node, rest)
         found = depth * size + length
-        miss = None if found else self._miss(namespace, tokens, keys)
-        return Match(depth, found, partial, miss, kept_token(node, partial, length))
+        kept = kept_token(node, partial, length) if found < len(tokens) - 1 else None
+        miss = why_not_more(
+            self._tree, self.stored, namespace, tokens, keys, (depth, found), kept is not None
+        )
+        return Match(depth, found, partial, miss, kept)
 
     # tiers ---------------------------------------------------------------------------------------
 
@@ -161,6 +172,11 @@ class KvCache:
         _, partial = self._tree.closest_child(node, rest)
         return self._restorer.begin(namespace, tokens, keys, node, depth, partial, spare_blocks)
 
+    def give_way(self) -> bool:
+        """Give up a restore, where there is one that nobody computes towards; room comes of it now
+        or, where it is being written into, soon."""
+        return self._restorer.give_way()
+
     def worth_meeting(self, restore: Restore, computed: int) -> bool:
         """Whether the beginning of ``restore`` is better computed than waited for, by somebody who
         has computed up to position ``computed``."""
@@ -171,6 +187,7 @@ class KvCache:
         if restore.done:
             return
         lease.restore = restore
+        restore.met = True
         self._restorer.leave(restore, self._restorer.split(restore, computed))
 
     def follow(self, lease: Lease, tokens: Sequence[int], computed: int) -> int:
@@ -240,17 +257,15 @@ class KvCache:
         is free, so that an answer can grow side by side. The ``Copy`` must be carried out before
         the lease's own tokens are written; then ``copied`` ends the hold on its source.
         """
-        match = (
-            self.match(namespace, tokens, keys, known)
-            if reuse
-            else Match(0, 0, None, Miss.PROMPT_LOGPROBS)
-        )
+        match = Match(0, 0, None, Miss.PROMPT_LOGPROBS)
+        if reuse:
+            match = self.match(namespace, tokens, keys, known)
         lease = self._reserve(namespace, chain, tokens, keys, match, spare_blocks, wish_blocks)
         if lease is None and match.partial is not None:
             # The source of the copy is kept from eviction meanwhile; do without it.
             size = self.geometry.block_tokens
             found = match.n_blocks * size
-            match = Match(match.n_blocks, found, None, None if found else Miss.EVICTED)
+            match = Match(match.n_blocks, found, None, Miss.EVICTED)
             lease = self._reserve(namespace, chain, tokens, keys, match, spare_blocks, wish_blocks)
         if lease is None:
             return None
@@ -411,9 +426,7 @@ class KvCache:
 
     def _discard(self, node: Node) -> None:
         """Forget a block that is wrong, and everything that was computed behind it."""
-        for each in self._tree.below(node):
-            while (found := self.stored.get(each.key)) is not None:
-                self.stored.drop(found[0].tier, found[1].extent.name)
+        self.stored.drop_behind(namespace_tag(node.root.namespace), node.key)
         self._device.give(self._tree.remove_below(node))
 
     def _compute_s(self, n_tokens: int, start: int) -> float:
@@ -435,16 +448,3 @@ class KvCache:
         if node is None:
             raise RuntimeError("a matched block is no longer in the prefix tree")
         return node
-
-    def _miss(self, namespace: bytes, tokens: Sequence[int], keys: Sequence[bytes]) -> Miss:
-        if len(tokens) < 2:
-            return Miss.TOO_SHORT
-        tag = namespace_tag(namespace)
-        known = self.stored.why_missing(tag, tokens, keys)
-        if known is not None:
-            return known
-        if keys and self._tree.was_evicted(keys[0]):
-            return Miss.EVICTED
-        if self._tree.empty_below(namespace) and self.stored.has_nothing_of(tag):
-            return Miss.FIRST_SEEN
-        return Miss.DIFFERENT_TEXT

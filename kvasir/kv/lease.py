@@ -20,7 +20,7 @@ class Match:
     n_blocks: int
     n_tokens: int  # whole blocks and the partial one together
     partial: Node | None
-    miss: Miss | None  # why nothing was found; None where something was
+    miss: Miss | None  # why not more was found, where something is known of it
     kept_token: int | None = None  # what the closest text has where the prompt begins to differ
 
 

@@ -1,7 +1,7 @@
 """A restore: stored blocks of one text on their way back into the pool, and who computes meanwhile.
 
 Pieces are loaded from the back to the front. Somebody who computes from the front may take pieces
-back that have not begun (``Restore.split``): both meet in the middle. Blocks join the prefix tree
+back that have not begun (``best_split``): both meet in the middle. Blocks join the prefix tree
 from the front on, so what is loaded first waits for what is before it.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from kvasir.core.tiers import Tier
+from kvasir.kv.keys import KeyChain
 from kvasir.kv.moves import Extent
 from kvasir.kv.tree import Node
 
@@ -57,8 +58,9 @@ class Piece:
 class Restore:
     """The pieces that are still to join the tree, in the order of the text."""
 
-    def __init__(self, namespace: bytes, anchor: Node, root: Node, pieces: Iterable[Piece]) -> None:
-        self.namespace = namespace
+    def __init__(self, anchor: Node, root: Node, chain: KeyChain, pieces: Iterable[Piece]) -> None:
+        self.chain = chain
+        self.met = False  # whether somebody computes towards it
         self.anchor = anchor  # pinned: the deepest node that the pieces continue
         self.root = root
         self.pieces = deque(pieces)

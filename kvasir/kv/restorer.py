@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from kvasir.core.realm import namespace_tag
 from kvasir.core.tiers import Tier
 from kvasir.kv.blocks import DeviceBlocks
-from kvasir.kv.keys import NO_PARENT
+from kvasir.kv.keys import NO_PARENT, KeyChain
 from kvasir.kv.moves import Extent, Load, Moved
 from kvasir.kv.restore import Piece, Restore, Seconds, Stage, best_split
 from kvasir.kv.stored import StoredTiers
@@ -30,13 +30,16 @@ class Restorer:
         device: DeviceBlocks,
         stored: StoredTiers,
         compute_s: Seconds,
+        chain_of: Callable[[bytes], KeyChain],
         restored: Callable[[Node], None],
     ) -> None:
-        """``restored`` is told of each block that has joined the tree."""
+        """``chain_of`` gives the keys of a namespace. ``restored`` is told of each block that has
+        joined the tree."""
         self.restored_blocks = 0
         self._device = device
         self._stored = stored
         self._compute_s = compute_s
+        self._chain_of = chain_of
         self._restored = restored
         self._active: list[Restore] = []
         self._loading: dict[int, tuple[Restore, Piece]] = {}  # by load, begun or queued
@@ -82,7 +85,7 @@ class Restorer:
         ``anchor`` is the last, and is not on its way already. None where nothing is, where
         computing all of it takes less time, or where there is no room now."""
         tag = namespace_tag(namespace)
-        pieces = self._stored.continuation(tag, tokens, keys, depth, partial, self.brings)
+        pieces = self._stored.continuation(tag, tokens, keys, depth, partial, self._is_had)
         computed = pieces[0].start + partial if pieces else 0
         if not pieces or best_split(pieces, computed, self._compute_s, self._load_s) == len(pieces):
             return None
@@ -94,8 +97,9 @@ class Restorer:
         if blocks is None:
             tree.unpin(anchor)
             return None
-        restore = Restore(namespace, anchor, root, pieces)
+        restore = Restore(anchor, root, self._chain_of(namespace), pieces)
         for piece in pieces:
+            self._stored.used(piece.tier, piece.extent.name)
             piece.blocks, blocks = blocks[: piece.count], blocks[piece.count :]
             for key in piece.keys:
                 self._keys[key] = self._keys.get(key, 0) + 1
@@ -115,15 +119,12 @@ class Restorer:
         return best_split(queued, computed, self._compute_s, load_s)
 
     def leave(self, restore: Restore, count: int) -> None:
-        """Do not load the first ``count`` pieces: they are going to be computed. Stops at one whose
-        load has begun."""
+        """Do not load the first ``count`` pieces, as far as they have not landed: they are going to
+        be computed."""
         for _ in range(count):
-            piece = restore.pieces[0]
-            if piece.stage is not Stage.QUEUED or not self._withdraw(piece):
+            if restore.pieces[0].stage is not Stage.QUEUED:
                 return
-            restore.pieces.popleft()
-            self._forget(piece)
-            self._device.give(piece.blocks)
+            self._let_go(restore.pieces.popleft())
 
     def give_up(self, restore: Restore) -> None:
         """End ``restore``; what has not joined the tree is given back."""
@@ -136,30 +137,61 @@ class Restorer:
         if doomed is not None:
             self._device.give(doomed.blocks)
             if moved.problem:
-                self._stored.lost(doomed.tier, doomed.extent.name, damaged=True)
+                self._failed(doomed, moved)
             return True
         if moved.id not in self._loading:
             return False
         restore, piece = self._loading.pop(moved.id)
         piece.stage = Stage.LANDED
         if moved.problem:
-            log.warning("stored KV is not used and computed again: %s", moved.problem)
-            self._stored.lost(piece.tier, piece.extent.name, damaged=True)
+            self._failed(piece, moved)
             self._cut(restore, restore.pieces.index(piece))
-        else:
-            self._stored.used(piece.tier, piece.extent.name)
         return True
 
     def adopt(self) -> None:
         """Let everything join the tree that has landed and continues what is there."""
         for restore in tuple(self._active):
             while restore.pieces and restore.pieces[0].stage is Stage.LANDED:
-                if not self._join(restore, restore.pieces[0]):
+                if not self._is_right(restore, restore.pieces[0]):
+                    self._stored.lost(
+                        restore.pieces[0].tier, restore.pieces[0].extent.name, damaged=True
+                    )
+                    self._cut(restore, 0)
+                elif self._join(restore, restore.pieces[0]):
+                    self._forget(restore.pieces.popleft())
+                else:
                     break
-                self._forget(restore.pieces.popleft())
             self._end_if_done(restore)
 
+    def give_way(self) -> bool:
+        """Give up the restore that was begun last and that nobody computes towards, for somebody
+        who needs room now; False where there is none."""
+        for restore in reversed(self._active):
+            if not restore.met:
+                self.give_up(restore)
+                return True
+        return False
+
     # inside --------------------------------------------------------------------------------------
+
+    def _is_had(self, key: bytes) -> bool:
+        return self.brings(key) or self._device.tree.get(key) is not None
+
+    def _failed(self, piece: Piece, moved: Moved) -> None:
+        log.warning("stored KV is not used, and computed again: %s", moved.problem)
+        if moved.damaged:
+            self._stored.lost(piece.tier, piece.extent.name, damaged=True)
+        else:
+            self._stored.drop(piece.tier, piece.extent.name)
+
+    def _is_right(self, restore: Restore, piece: Piece) -> bool:
+        """Whether the keys of ``piece`` are those of its tokens in this realm and namespace: an
+        index finds beginnings by tokens alone."""
+        extent = piece.extent
+        return all(
+            key == restore.chain.key(extent.parent_of(index), extent.tokens_of(index))
+            for index, key in enumerate(piece.keys, start=piece.first)
+        )
 
     def _load_s(self, n_bytes: int, tier: Tier) -> float:
         return self._stored.mover.load_s(n_bytes, tier)
@@ -188,13 +220,16 @@ class Restorer:
     def _cut(self, restore: Restore, index: int) -> None:
         """Give up the pieces from ``index`` on."""
         while len(restore.pieces) > index:
-            piece = restore.pieces.pop()
-            self._forget(piece)
-            if piece.stage is Stage.LANDED or self._withdraw(piece):
-                self._device.give(piece.blocks)
-            else:
-                del self._loading[piece.load_id]
-                self._given_up[piece.load_id] = piece
+            self._let_go(restore.pieces.pop())
+
+    def _let_go(self, piece: Piece) -> None:
+        """Give the blocks of ``piece`` back; where they are written into, when that has ended."""
+        self._forget(piece)
+        if piece.stage is Stage.LANDED or self._withdraw(piece):
+            self._device.give(piece.blocks)
+        else:
+            del self._loading[piece.load_id]
+            self._given_up[piece.load_id] = piece
 
     def _forget(self, piece: Piece) -> None:
         for key in piece.keys:

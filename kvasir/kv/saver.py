@@ -1,8 +1,9 @@
 """Copies sealed blocks and tails to the stored tiers, a run of neighbours at a time.
 
 What is to be saved waits unpinned, so waiting never keeps anybody from the pool; only while a run
-is being copied are its blocks pinned, and no more than an eighth of the pool at a time. What is
-evicted before its turn is not saved, and counted. A tier in which writing has failed is left alone.
+is being copied is it pinned, with what is before it. At most an eighth of the pool is copied at a
+time. What is evicted before its turn is not saved, and counted. A tier in which writing has failed
+is left alone.
 """
 
 from __future__ import annotations
@@ -78,6 +79,11 @@ class Saver:
         """Whether nothing is queued or under way."""
         return not self._queue and not self._under_way
 
+    @property
+    def moving(self) -> bool:
+        """Whether a save is under way."""
+        return bool(self._under_way)
+
     def pinned(self) -> Iterator[Node]:
         """Every node that a save pins, once per pin."""
         return (save.node for save in self._under_way.values())
@@ -97,6 +103,12 @@ class Saver:
         """What is on its way to ``tier`` (None: any) of the namespace with ``tag`` (None: any) is
         dropped as soon as it is there, and without ``tier`` forgotten in the pool: until then it
         is pinned."""
+        queue, self._queue = self._queue, deque()
+        for wanted in queue:
+            if tier in (None, wanted.shelf.tier) and tag in (None, namespace_tag(wanted.namespace)):
+                self._wanted.difference_update((wanted.shelf.tier, n.key) for n in wanted.nodes)
+            else:
+                self._queue.append(wanted)
         for save_id, save in self._under_way.items():
             if tier in (None, save.shelf.tier) and tag in (None, save.extent.namespace_tag):
                 self._cleared[save_id] = tier is None or self._cleared.get(save_id, False)
@@ -116,6 +128,9 @@ class Saver:
         self._bytes -= extent.n_bytes
         self._wanted.difference_update((shelf.tier, key) for key in extent.keys)
         cleared = self._cleared.pop(moved.id, None)
+        if cleared:  # all before it was pinned with it
+            top = chain_of(save.node)[0]
+            self._device.give(self._device.tree.remove_below(top))
         if moved.problem:
             shelf.cancel(extent.namespace_tag, extent.n_bytes)
             self._failed(shelf, len(extent.keys), moved.problem)
@@ -123,9 +138,6 @@ class Saver:
         shelf.add(dataclasses.replace(extent, name=moved.record), reserved=True)
         if cleared is not None:
             self._stored.drop(shelf.tier, moved.record)
-            if cleared:  # all before it was pinned with it
-                top = chain_of(save.node)[0]
-                self._device.give(self._device.tree.remove_below(top))
             return True
         for index, key in enumerate(extent.keys):
             node = self._device.tree.get(key)

@@ -160,14 +160,25 @@ class Shelf:
             at -= 1
         return names
 
+    def behind(self, namespace_tag: bytes, key: bytes) -> set[str]:
+        """Names of all records that hold the block ``key`` or anything that continues it."""
+        names: set[str] = set()
+        keys, seen = [key], {key}
+        for each in keys:  # grows while it is gone through
+            followers = [b for _, b in self._below.get(self._place(namespace_tag, each), ())]
+            names.update(b.extent.name for b in (*self._blocks.get(each, ()), *followers))
+            keys += [b.key for b in followers if b.key not in seen]
+            seen.update(b.key for b in followers)
+        return names
+
     def was_evicted(self, key: bytes) -> bool:
         """Whether a block of that key was here and had to give way (bounded memory)."""
         return key in self._gone
 
-    def empty_for(self, namespace_tag: bytes) -> bool:
-        """Whether nothing is kept for that tenant."""
+    def n_records_of(self, namespace_tag: bytes) -> int:
+        """Kept records of that tenant."""
         tenant = self._tenants.get(namespace_tag)
-        return tenant is None or not tenant.records
+        return len(tenant.records) if tenant is not None else 0
 
     # what changes --------------------------------------------------------------------------------
 

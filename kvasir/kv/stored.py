@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kvasir.core.events import Miss
 from kvasir.core.geometry import KvGeometry
 from kvasir.core.tiers import KeptRecord, Tier, TierStatus
 from kvasir.kv.keys import NO_PARENT
@@ -23,14 +22,6 @@ from kvasir.kv.shelf import Shelf, Shelved
 
 _FOREIGN_PARENT = b"another realm"  # no key: nothing continues from it
 _REMEMBERED = 65_536  # damaged keys kept to say so
-_TELLING = 16  # first tokens by which a text of another realm is recognised
-_REASONS = {
-    "weights": Miss.WEIGHTS_CHANGED,
-    "tokenizer": Miss.TOKENIZER_CHANGED,
-    "numerics": Miss.NUMERICS_CHANGED,
-    "adapter": Miss.ADAPTER_CHANGED,
-    "layout": Miss.LAYOUT_CHANGED,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,27 +167,24 @@ class StoredTiers:
         self.lost(tier, record, damaged=False)
         self.mover.drop(tier, record)
 
-    def has_nothing_of(self, namespace_tag: bytes) -> bool:
-        """Whether nothing at all is stored for it."""
-        return all(shelf.empty_for(namespace_tag) for shelf in self.shelves)
+    def drop_behind(self, namespace_tag: bytes, key: bytes) -> None:
+        """Remove every record that holds the block ``key`` or anything that continues it."""
+        for shelf in self.shelves:
+            for name in shelf.behind(namespace_tag, key):
+                self.drop(shelf.tier, name)
 
-    def why_missing(
-        self, namespace_tag: bytes, tokens: Sequence[int], keys: Sequence[bytes]
-    ) -> Miss | None:
-        """What is known of a text that was not found."""
-        if keys and keys[0] in self._damaged:
-            return Miss.DAMAGED
-        if keys and any(shelf.was_evicted(keys[0]) for shelf in self.shelves):
-            return Miss.EVICTED
-        differing: set[str] = set()
-        for record in self.foreign.values():
-            extent = record.extent
-            if extent.namespace_tag != namespace_tag or extent.start > 0:
-                continue
-            same = extent.tokens[:_TELLING] == tuple(tokens[: min(_TELLING, len(extent.tokens))])
-            if same or "tokenizer" in record.differs_in:
-                differing.update(record.differs_in)
-        return next((miss for part, miss in _REASONS.items() if part in differing), None)
+    def has_nothing_of(self, namespace_tag: bytes) -> bool:
+        """Whether nothing at all is stored for it in this realm."""
+        foreign = sum(r.extent.namespace_tag == namespace_tag for r in self.foreign.values())
+        return foreign == sum(shelf.n_records_of(namespace_tag) for shelf in self.shelves)
+
+    def was_damaged(self, key: bytes) -> bool:
+        """Whether the block ``key`` was stored, and what was stored did not verify."""
+        return key in self._damaged
+
+    def was_evicted(self, key: bytes) -> bool:
+        """Whether the block ``key`` was stored and had to give way."""
+        return any(shelf.was_evicted(key) for shelf in self.shelves)
 
     # inside --------------------------------------------------------------------------------------
 

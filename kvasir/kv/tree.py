@@ -7,8 +7,8 @@ longer to have again so stays longer, but not for ever. With one worth for all i
 
 Invariants:
 - prefix-closed: a node's parent is in the tree for as long as the node is (eviction takes leaves);
-- ``node.pins`` is the number of leases whose chain goes through the node; a node is *idle* when it
-  is 0, and then so are all nodes below it;
+- ``node.pins`` counts the holds (of leases, saves, restores) whose chain goes through the node,
+  which is *idle* when it is 0, and then so are all nodes below it;
 - a sealed node holds exactly ``block_tokens`` tokens, a tail fewer and has no children;
 - every idle leaf has a valid entry in the heap of its root;
 - a namespace that has its share of the blocks or less loses none as long as one that has more, or
@@ -73,9 +73,10 @@ _Leaf = tuple[float, int, int, Node]
 class Root(Node):
     """The root of one namespace: how many blocks it has, and which of them may go."""
 
-    __slots__ = ("leaves", "n_blocks")
+    __slots__ = ("leaves", "n_blocks", "namespace")
 
-    def __init__(self) -> None:
+    def __init__(self, namespace: bytes) -> None:
+        self.namespace = namespace
         super().__init__(b"", None, (), -1, tail=False)
         self.root = self
         self.n_blocks = 0
@@ -118,7 +119,7 @@ class PrefixTree:
         """The root of ``namespace``, made on first use; it occupies no block and is never idle."""
         root = self._roots.get(namespace)
         if root is None:
-            root = self._roots[namespace] = Root()
+            root = self._roots[namespace] = Root(namespace)
         return root
 
     def was_evicted(self, key: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from kvasir.core.tiers import KeptRecord
@@ -19,32 +20,35 @@ class Verification:
     ) -> None:
         self._stored = stored
         self._ended = ended
-        self._reading: dict[int, KeptRecord] = {}
+        self._left = deque(stored.kept())
+        self._reading: tuple[int, KeptRecord] | None = None
         self._damaged: list[KeptRecord] = []
-        for record in stored.kept():
-            self._read(record)
-        if not self._reading:
-            ended(())
+        self._read_next()
 
     @property
     def done(self) -> bool:
         """Whether every record has been read."""
-        return not self._reading
+        return self._reading is None
 
     def moved(self, moved: Moved) -> None:
         """A load has ended; others' are ignored."""
-        record = self._reading.pop(moved.id, None)
-        if record is None:
+        if self._reading is None or self._reading[0] != moved.id:
             return
-        if moved.problem:
+        record = self._reading[1]
+        if moved.damaged:
             self._stored.lost(record.tier, record.name, damaged=True)
             self._damaged.append(record)
-        if not self._reading:
-            self._ended(self._damaged)
+        self._read_next()
 
-    def _read(self, record: KeptRecord) -> None:
+    def _read_next(self) -> None:
+        """One at a time, so that whoever needs stored KV meanwhile waits for one record at most."""
+        if not self._left:
+            self._reading = None
+            self._ended(self._damaged)
+            return
+        record = self._left.popleft()
         load_id = self._stored.next_id()
-        self._reading[load_id] = record
+        self._reading = (load_id, record)
         self._stored.mover.load(
             Load(
                 id=load_id,

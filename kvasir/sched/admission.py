@@ -10,6 +10,7 @@ later, smaller ones pass, but only so often.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 
 from kvasir.core.costs import StepCosts
 from kvasir.core.events import RefusalKind, Refused
@@ -125,14 +126,21 @@ class Admission:
         return True
 
     def restore(self, sequence: Sequence, *, spare_blocks: int) -> Restore | None:
-        """Begin to bring back what is stored of ``sequence``, where there is room for it."""
-        return self._cache.restore(
+        """Begin to bring back what is stored of ``sequence``, where there is room for it. What was
+        refused is not looked at again before there is more room or more is matched."""
+        room = self._cache.free_blocks + self._cache.idle_blocks - spare_blocks
+        refused_room, refused_matched = sequence.restore_refused
+        if room <= refused_room and sequence.matched_blocks == refused_matched:
+            return None
+        begun = self._cache.restore(
             sequence.request.namespace,
             sequence.tokens,
             sequence.keys,
             known=sequence.matched_blocks,
             spare_blocks=spare_blocks,
         )
+        sequence.restore_refused = (-1, -1) if begun else (room, sequence.matched_blocks)
+        return begun
 
     def _matched(self, sequence: Sequence) -> int:
         """How many of its tokens are in whole blocks of the pool."""
@@ -165,6 +173,11 @@ class Admission:
             self._cache.meet(sequence.lease, sequence.restore, sequence.computed)
         sequence.restore = None
         if sequence.reused < 0:
+            coming = sequence.lease.restore
+            if coming is not None and not coming.done:
+                sequence.differs_at, match = coming.pieces[-1].end, replace(match, miss=None)
+            else:
+                sequence.differs_at = match.n_tokens
             sequence.reused = match.n_tokens
             sequence.reused_by_tier = sequence.lease.reused_by_tier
             sequence.miss = match.miss

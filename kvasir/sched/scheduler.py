@@ -289,6 +289,8 @@ class Scheduler:
         able: list[Sequence] = []
         for sequence in sorted(decoding, key=lambda s: (s.arrived_s, s.id)):
             while sequence.id in self._running and not self._grow(sequence):
+                if self.cache.give_way():
+                    continue  # running answers come before what is loaded ahead
                 self._preempt(max(self._running.values(), key=lambda s: (s.arrived_s, s.id)))
             if sequence.id in self._running:
                 able.append(sequence)

@@ -26,6 +26,7 @@ class Sequence:
         "chain",
         "choice",
         "computed",
+        "differs_at",
         "first_token_s",
         "id",
         "joined",
@@ -37,6 +38,7 @@ class Sequence:
         "preemptions",
         "request",
         "restore",
+        "restore_refused",
         "reused",
         "reused_by_tier",
         "scored_to",
@@ -61,6 +63,9 @@ class Sequence:
         self.reused = -1  # prompt tokens found at first admission; -1 before it
         self.reused_by_tier: Counter[Tier] = Counter()  # the same tokens by where they were
         self.restore: Restore | None = None  # brings back what is stored of ``tokens``
+        # (blocks that could be had, blocks matched) when a restore could not be begun
+        self.restore_refused = (-1, -1)
+        self.differs_at = -1  # the first prompt token that was neither found nor on its way
         self.miss: Miss | None = None
         self.kept_token: int | None = None  # of the closest text, where this one differs
         self.scored_to = 0  # prompt positions whose scores have been reported end here
@@ -106,14 +111,14 @@ class Sequence:
         """What this choice has cost up to now."""
         admitted = self.admitted_s or now_s
         first = self.first_token_s or now_s
-        found = 0 <= self.reused < self.n_prompt - 1 and self.miss is not Miss.PROMPT_LOGPROBS
+        found = 0 <= self.differs_at < self.n_prompt - 1 and self.miss is not Miss.PROMPT_LOGPROBS
         return Usage(
             prompt_tokens=self.n_prompt,
             reused_tokens=max(0, self.reused),
             reused_by_tier=dict(self.reused_by_tier),
             completion_tokens=completion_tokens,
-            miss=self.miss if self.reused == 0 else None,
-            differs_at=self.reused if found else None,
+            miss=self.miss,
+            differs_at=self.differs_at if found else None,
             kept_token=self.kept_token if found else None,
             queued_s=admitted - self.arrived_s,
             read_s=first - admitted,

@@ -132,8 +132,8 @@ def _two_tenants_with_the_same_text(make: Callable[[Tier, int], Shelf]) -> None:
     assert shelf.add(record([1, 2], tag=A), reserved=False)
     assert shelf.closest(B, b"", [1, 2, 3]) == (None, 0)
     assert shelf.superseded(B, b"", [1, 2, 3]) == []
-    assert shelf.empty_for(B)
-    assert not shelf.empty_for(A)
+    assert not shelf.n_records_of(B)
+    assert shelf.n_records_of(A)
     shelf.check()
 
 
@@ -187,7 +187,7 @@ def test_sums_by_tier_and_tenant() -> None:
     shelf = shelf_of(record([1, 2, 3, 4]), record([1], tag=B, n_bytes=7))
     assert shelf.reserve(C, 5, 0.0) == []
     assert (shelf.used_bytes, shelf.n_records, shelf.n_tokens) == (22, 2, 5)
-    assert (shelf.empty_for(A), shelf.empty_for(C)) == (False, True)
+    assert (shelf.n_records_of(A), shelf.n_records_of(C)) == (1, 0)
 
 
 def test_a_name_that_is_there_already_is_added_once_and_its_reservation_ends() -> None:
@@ -560,7 +560,7 @@ class ShelfMachine(RuleBasedStateMachine):
             assert shelf.get(key) is None
         for tag in TAGS:
             mine = [e for e in self.kept.values() if e.namespace_tag == tag]
-            assert shelf.empty_for(tag) == (not mine)
+            assert shelf.n_records_of(tag) == len(mine)
             assert [e.name for e in shelf if e.namespace_tag == tag] == [e.name for e in mine]
 
 

@@ -7,6 +7,7 @@ import random
 import pytest
 from virtual_engine import Answer, VirtualEngine, text
 
+from kvasir.core.costs import StepCosts
 from kvasir.core.events import Miss
 from kvasir.core.tiers import Tier
 from kvasir.tiers.ram import RamFolder
@@ -211,3 +212,164 @@ def test_the_audit_finds_a_block_that_is_stored_wrongly() -> None:
     assert used.reused_tokens == 8
     second.save()
     assert usage(VirtualEngine(folders=folders).ask([*book, 4, 5])).reused_tokens > 40
+
+
+def test_a_text_with_many_branches_does_not_load_what_is_there_again_and_again() -> None:
+    rng = random.Random(12)
+    made = VirtualEngine(n_blocks=400, folders=disk())
+    stem = text(rng, 8)
+    branches = [[*stem, 9, i, 50, 51] for i in range(45)]  # one block each, with one first token
+    for branch in branches:
+        made.ask([*branch, 1, 2])
+        made.save()
+    for branch in branches[:12]:  # older than the children that the pool compares
+        made.ask([*branch[:-1], 77, 3, 4])
+
+
+def test_all_that_was_computed_behind_a_wrong_block_is_discarded_in_every_tier() -> None:
+    rng = random.Random(13)
+    folders, book = disk(), text(rng, 40)
+    first = VirtualEngine(folders=folders, run_blocks=100)
+    first.ask(book, max_tokens=1)
+    first.slots[10] ^= 1  # and all that follows is computed from it
+    first.tagged.known.clear()
+    for question in ([1, 2, 3], [4, 5, 6, 7, 8, 9, 10]):
+        first.submit([*book, *question], max_tokens=1)
+        first.run()
+    first.save()
+    second = VirtualEngine(folders=folders, audit_one_in=1)
+    second.submit([*book, 1, 2, 3, 30], max_tokens=1)
+    second.run()
+    second.save()
+    while second.engine.rest():
+        pass
+    assert second.engine.status().audit_failures >= 1
+    second.save()
+    third = VirtualEngine(folders=folders)
+    for question in ([1, 2, 3, 31], [4, 5, 6, 7, 8, 9, 10, 31]):
+        third.ask([*book, *question])
+
+
+def test_an_audit_that_cannot_be_computed_costs_nobody_anything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = random.Random(14)
+    folders, book = disk(), text(rng, 40)
+    first = VirtualEngine(folders=folders)
+    first.ask(book)
+    first.save()
+    second = VirtualEngine(folders=folders, audit_one_in=1)
+    second.ask([*book, 1])
+    second.save()
+
+    def fails(_audit: object) -> bool:
+        raise MemoryError("no memory for an audit")
+
+    monkeypatch.setattr(second.tagged, "audit", fails)
+    while second.engine.rest():
+        pass
+    second.cache.check()
+    second.ask([*book, 2])
+
+
+def test_who_needs_room_that_a_save_holds_waits_for_it_asleep() -> None:
+    rng = random.Random(15)
+    made = VirtualEngine(n_blocks=16, folders=disk(), write_bytes_per_s=100)
+    made.submit(text(rng, 52), max_tokens=1)
+    while made.engine.status().finished["length"] < 1:
+        made.step()
+    made.submit(text(rng, 52), max_tokens=1)
+    began_s = made.clock.now_s()
+    steps = 0
+    while made.engine.status().finished["length"] < 2:
+        made.step()
+        steps += 1
+    assert made.clock.now_s() - began_s > 0.5  # the save took its time
+    assert steps < 20
+
+
+def test_a_disk_that_hangs_does_not_hold_a_request_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(16)
+    folders, book = disk(), text(rng, 100)
+    first = VirtualEngine(folders=folders)
+    first.ask(book)
+    first.save()
+    second = VirtualEngine(folders=folders, read_bytes_per_s=20_000)
+    name = second.submit([*book, 1, 2], max_tokens=2)
+    second.step()
+    assert second.cache.loading
+    # what is being read now takes for ever, and the mover notices
+    monkeypatch.setattr(second.mover, "take_moved", list)
+    monkeypatch.setattr(second.mover, "withdraw", lambda _id: False)
+    monkeypatch.setattr(second.mover, "load_s", lambda n_bytes, _tier: 30.0 + n_bytes / 1e6)
+    for _ in range(30):
+        second.step()
+    assert second.answer(name).finished is not None
+    assert second.right(name)
+    second.cache.check()
+
+
+def test_running_answers_come_before_what_is_loaded_ahead() -> None:
+    rng = random.Random(17)
+    folders, book = disk(), text(rng, 36)
+    first = VirtualEngine(folders=folders)
+    first.ask(book)
+    first.save()
+    second = VirtualEngine(
+        n_blocks=20, folders=folders, read_bytes_per_s=1_000, answer_room_tokens=0, max_running=1
+    )
+    running = second.submit(text(rng, 30), max_tokens=40)
+    second.step()
+    second.cache.fit.costs = StepCosts((0.0, 1.0, 0.0, 1e-3, 0.0))  # loading is always sooner
+    second.submit([*book, 1], max_tokens=2)
+    second.step()
+    assert second.cache.loading
+    second.run()
+    assert second.right(running)
+    assert second.engine.status().preemptions == 0
+
+
+def test_a_record_whose_tokens_are_not_those_of_its_keys_is_not_used() -> None:
+    rng = random.Random(18)
+    folders, book = disk(), text(rng, 50)
+    first = VirtualEngine(folders=folders, parts={"weights": "others"})
+    first.ask(book)
+    first.save()
+    second = VirtualEngine(folders=folders)
+    for record in list(second.cache.stored.foreign.values()):  # as if its realm did not tell
+        shelf = second.cache.stored.shelf(record.tier)
+        shelf.remove(record.extent.name)
+        shelf.add(record.extent, reserved=False)
+    assert usage(second.ask([*book, 1])).reused_tokens == 0
+    assert second.cache.restored_blocks == 0
+
+
+def test_what_is_missing_behind_a_common_beginning_has_its_reason_too() -> None:
+    rng = random.Random(19)
+    folders, book = disk(), text(rng, 40)
+    first = VirtualEngine(folders=folders)
+    first.ask(book)
+    first.save()
+    used = usage(first.ask([*book[:20], 300, *book[21:]]))
+    assert (used.reused_tokens, used.miss, used.differs_at) == (20, Miss.DIFFERENT_TEXT, 20)
+    assert used.kept_token == book[20]
+    assert usage(first.ask([*book[:22], 301])).kept_token is None  # all that counts was there
+    other = VirtualEngine(folders=folders, parts={"weights": "others"})
+    other.ask([*book[:10], *text(rng, 20)])
+    used = usage(other.ask(book))
+    assert (used.reused_tokens, used.miss) == (10, Miss.WEIGHTS_CHANGED)
+    assert usage(other.ask(text(rng, 30))).miss is Miss.DIFFERENT_TEXT
+
+
+def test_after_meeting_the_first_different_token_is_behind_what_was_loaded() -> None:
+    rng = random.Random(8)
+    folders, book = disk(), text(rng, 400)
+    first = VirtualEngine(n_blocks=256, folders=folders)
+    first.ask(book)
+    first.save()
+    per_token_s = first.sched.costs.prefill_s(400, 0) / 400
+    slow = VirtualEngine(n_blocks=256, folders=folders, read_bytes_per_s=8 / per_token_s)
+    used = usage(slow.ask([*book, 1, 2, 3, 4]))
+    assert used.reused_tokens < 300
+    assert used.differs_at is not None
+    assert used.differs_at >= 400
