@@ -91,9 +91,12 @@ class RealFolder:
         os.close(self._fd)
 
     def names(self) -> list[tuple[str, float]]:
+        found = []
         with os.scandir(self._fd) as entries:
-            found = sorted((e.stat(follow_symlinks=False).st_mtime_ns, e.name) for e in entries)
-        return [(name, time_ns / 1e9) for time_ns, name in found]
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+                    found.append((entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
+        return [(name, time_ns / 1e9) for time_ns, name in sorted(found)]
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[Writing]:

@@ -15,6 +15,8 @@ The digests find damage; they do not keep out somebody who can write in the home
 Version 1 is still read, and never written. Its realm is one digest, it does not say where it
 begins nor what it cost, it may end in a tail behind full blocks, and has one digest per plane.
 
+Every version to come begins with the magic and its number, so that it is told from damage.
+
 Bytes from a file are data of unknown origin here: every number is bounded before it is used.
 """
 
@@ -55,6 +57,11 @@ Buffer = bytes | bytearray | memoryview
 
 class Damaged(Exception):
     """A record is not what it was when it was written; says in which respect."""
+
+
+class NewerVersion(Damaged):
+    """A record of a version that is not known here. Where it lies it is for a newer Kvasir to read;
+    where another record was before, it is damage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,10 +194,13 @@ def encode_header(record: Record, digests: Sequence[bytes]) -> bytes:
 
 
 def header_size(prelude: Buffer) -> int:
-    """Bytes of the header that begins with ``prelude``; raises ``Damaged`` where there is none."""
+    """Bytes of the header that begins with ``prelude``; raises ``Damaged`` where there is none, and
+    ``NewerVersion`` where it is in a format that is still to come."""
     magic, version, size = PRELUDE.unpack(prelude)
     if magic != MAGIC:
         raise Damaged("it does not begin as a record does")
+    if version > VERSION:
+        raise NewerVersion(f"its format is version {version}; {VERSION} is the newest known")
     if version not in _FIELDS:
         raise Damaged(f"its format is version {version}; {sorted(_FIELDS)} are read")
     if not PRELUDE.size + _FIELDS[version].size < size <= MOST_HEADER_BYTES:

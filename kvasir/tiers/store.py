@@ -3,10 +3,12 @@
 - A record is written under a temporary name, flushed, given its final name, and the folder is
   flushed. Only then is it in the index and does ``put`` say that it is kept.
 - The files are the index: opening reads every header, and what does not verify is removed and
-  counted. Records of every realm are kept; who asks for one decides whether it is of use.
+  counted. Records of every realm are kept; who asks for one decides whether it is of use. Records
+  of a newer version are left alone: only their bytes count.
 - Nothing of a record is passed on before it has verified against the header, and the header
   against the name. A record that does not verify is removed and counted.
-- The bytes of all files, those being written included, never exceed the cap. (A file that is
+- The bytes of all files, those being written included, never exceed the cap, unless those that are
+  left alone do. Above a cap that has become smaller, the ends of chains go first. (A file that is
   dropped while it is read is counted no more, and gone once it is closed.)
 - The first error in writing ends writing until the store is opened again; the record is discarded,
   never retried into success. Reading goes on.
@@ -22,33 +24,35 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 
+from kvasir.tiers.chain_order import ends_first
 from kvasir.tiers.folder import Folder, Reading, Writing
 from kvasir.tiers.record import (
-    PRELUDE,
     VERSION,
     Buffer,
     Damaged,
     Record,
     block_digest,
-    decode_header,
     encode_header,
-    header_size,
     plane_digest,
+)
+from kvasir.tiers.record_file import (
+    Found,
+    Kind,
+    final_name,
+    look,
+    read_fully,
+    read_header,
+    temporary_name,
 )
 
 log = logging.getLogger(__name__)
 
 Sink = Callable[[int, memoryview], None]
 _Planes = Generator[tuple[int, memoryview], None, None]
-
-_FINAL = re.compile(r"[0-9a-f]{64}\.kv")
-_TEMPORARY = re.compile(r"[0-9a-f]{64}\.part")
-_FIRST_READ_BYTES = 32 * 1024  # holds the header of nearly every record
 
 
 class StoreFull(Exception):
@@ -63,9 +67,9 @@ class RecordStore:
     """Records by name."""
 
     def __init__(self, folder: Folder, cap_bytes: int) -> None:
-        """Open ``folder``. Leftovers of a crash and damaged records are removed, and the records
-        longest unused where all exceed ``cap_bytes``. Raises ``OSError`` if it cannot be read at
-        all."""
+        """Open ``folder``. Leftovers of a crash and damaged records are removed, and where all
+        exceed ``cap_bytes``, the longest unused of those that no other continues. Raises
+        ``OSError`` if it cannot be read at all."""
         self._folder = folder
         self._cap_bytes = cap_bytes
         self._changed = threading.Condition()  # guards what follows
@@ -73,8 +77,9 @@ class RecordStore:
         self._used_s: dict[str, float] = {}
         self._leaving: set[str] = set()  # whose files are being removed
         self._used_bytes = 0
+        self._newer_bytes = 0
         self._failure = ""
-        self.counts: Counter[str] = Counter()  # kept, damaged, orphans, over_cap, failed_writes
+        self.counts: Counter[str] = Counter()  # kept, damaged, newer, orphans, over_cap
         self._open()
 
     @property
@@ -90,8 +95,13 @@ class RecordStore:
 
     @property
     def cap_bytes(self) -> int:
-        """What ``used_bytes`` never exceeds."""
+        """What ``used_bytes`` never exceeds, unless ``newer_bytes`` do."""
         return self._cap_bytes
+
+    @property
+    def newer_bytes(self) -> int:
+        """Bytes of ``used_bytes`` that are a newer Kvasir's and stay."""
+        return self._newer_bytes
 
     @property
     def failure(self) -> str:
@@ -164,7 +174,7 @@ class RecordStore:
                 return
             self._used_s[name] = now_s
         try:
-            self._folder.touch(_final(name), now_s)
+            self._folder.touch(final_name(name), now_s)
         except OSError as error:  # it is found as one that was not used, at worst
             log.debug("the time of %s could not be set: %s", name[:16], error)
 
@@ -178,35 +188,33 @@ class RecordStore:
     # opening -------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        for file_name, time_s in self._folder.names():
-            if _TEMPORARY.fullmatch(file_name):
-                self.counts["orphans"] += 1
-                self._remove(file_name)
-            elif _FINAL.fullmatch(file_name):
-                self._take(file_name, time_s)
-        for name in list(self._records):  # longest unused first
-            if self._used_bytes <= self._cap_bytes:
-                break
+        for found in look(self._folder):
+            if found.kind is Kind.NEWER:
+                self.counts["newer"] += 1
+                self._newer_bytes += found.n_bytes
+                self._used_bytes += found.n_bytes
+            elif found.record is not None and found.n_bytes <= self._cap_bytes:
+                self._records[found.record.name] = found.record
+                self._used_s[found.record.name] = found.time_s
+                self._used_bytes += found.n_bytes
+            else:
+                self._discard(found)
+        if self._used_bytes <= self._cap_bytes:
+            return
+        for name in ends_first(dict(self._records)):
             self.counts["over_cap"] += 1
             self.drop(name)
+            if self._used_bytes <= self._cap_bytes:
+                break
 
-    def _take(self, file_name: str, time_s: float) -> None:
-        try:
-            with self._folder.open(file_name) as file:
-                record, _ = _read_header(file, file_name)
-        except (Damaged, OSError) as error:
+    def _discard(self, found: Found) -> None:
+        """Remove a file that is of no use, or alone above the cap."""
+        if found.kind is Kind.DAMAGED:
             self.counts["damaged"] += 1
-            log.warning("stored record %s is removed: %s", file_name[:16], error)
-            self._remove(file_name)
-            return
-        if record.file_bytes > self._cap_bytes:  # all others would have to go for it
-            self.counts["over_cap"] += 1
-            self._remove(file_name)
-            return
-        name = record.name
-        self._records[name] = record
-        self._used_s[name] = time_s
-        self._used_bytes += record.file_bytes
+            log.warning("stored record %s is removed: %s", found.file_name[:16], found.problem)
+        else:
+            self.counts["orphans" if found.kind is Kind.BEGUN else "over_cap"] += 1
+        self._remove(found.file_name)
 
     # writing -------------------------------------------------------------------------------------
 
@@ -219,19 +227,18 @@ class RecordStore:
 
     def _publish(self, record: Record, name: str, data: memoryview) -> None:
         header = encode_header(record, _digests(record, name, data))
-        with self._folder.create(_temporary(name)) as file:
+        with self._folder.create(temporary_name(name)) as file:
             _write_fully(file, header)
             _write_fully(file, data)
             file.sync()
-        self._folder.rename(_temporary(name), _final(name))
+        self._folder.rename(temporary_name(name), final_name(name))
         self._folder.sync()
 
     def _fail(self, record: Record, name: str, error: OSError) -> None:
         """Discard what was begun. Where even that fails, its bytes stay counted."""
-        gone = [self._remove(file_name) for file_name in (_temporary(name), _final(name))]
+        gone = [self._remove(file_name) for file_name in (temporary_name(name), final_name(name))]
         with self._changed:
             self._failure = f"writing KV failed ({error.strerror or error}); restart to try again"
-            self.counts["failed_writes"] += 1
             if all(gone):
                 self._used_bytes -= record.file_bytes
         log.error("%s", self._failure)
@@ -243,7 +250,7 @@ class RecordStore:
                 return False
             del self._records[name], self._used_s[name]
             self._leaving.add(name)
-        gone = self._remove(_final(name))
+        gone = self._remove(final_name(name))
         with self._changed:
             self._leaving.discard(name)
             if gone:
@@ -271,8 +278,8 @@ class RecordStore:
         """Of each plane its index and the verified bytes of some blocks, in one buffer after
         another's. What the caller raises meanwhile is no damage."""
         try:
-            with self._folder.open(_final(name)) as file:
-                _, digests = _read_header(file, _final(name))
+            with self._folder.open(final_name(name)) as file:
+                _, digests = read_header(file, final_name(name))
                 cut = _planes_v1 if record.version == 1 else _planes_v2
                 yield from cut(file, record, name, digests, first, count)
         except (Damaged, OSError) as error:
@@ -291,7 +298,7 @@ def _planes_v2(
     spans = [(block, *record.block_span(block, 1)) for block in range(first, first + count)]
     data = memoryview(bytearray(n_bytes))
     for plane in range(record.n_planes):
-        _read_fully(file, record.planes_at + plane * record.plane_bytes + offset, data)
+        read_fully(file, record.planes_at + plane * record.plane_bytes + offset, data)
         for block, at, size in spans:
             found = block_digest(name, plane, block, data[at - offset : at - offset + size])
             if found != digests[plane * len(record.keys) + block]:
@@ -306,7 +313,7 @@ def _planes_v1(
     offset, n_bytes = record.block_span(first, count)
     whole = memoryview(bytearray(record.plane_bytes))
     for plane, digest in enumerate(digests):
-        _read_fully(file, record.planes_at + plane * record.plane_bytes, whole)
+        read_fully(file, record.planes_at + plane * record.plane_bytes, whole)
         if plane_digest(name, plane, whole) != digest:
             raise Damaged(f"plane {plane} does not match its digest")
         yield plane, whole[offset : offset + n_bytes].toreadonly()
@@ -335,19 +342,6 @@ def _digests(record: Record, name: str, data: memoryview) -> list[bytes]:
     return found
 
 
-def _belongs(record: Record, file_name: str) -> bool:
-    """Whether ``file_name`` is that of ``record``, which is bound to all that its header says."""
-    return _final(record.name) == file_name
-
-
-def _final(name: str) -> str:
-    return f"{name}.kv"
-
-
-def _temporary(name: str) -> str:
-    return f"{name}.part"
-
-
 def _write_fully(file: Writing, data: Buffer) -> None:
     """Write all of ``data``: a system may take less than it is given."""
     rest = memoryview(data).cast("B")
@@ -356,35 +350,3 @@ def _write_fully(file: Writing, data: Buffer) -> None:
         if taken <= 0:
             raise OSError("the system takes no more bytes")
         rest = rest[taken:]
-
-
-def _read_fully(file: Reading, offset: int, into: memoryview) -> None:
-    rest = into.cast("B")
-    while rest:
-        got = file.read(offset, rest)
-        if got <= 0:
-            raise Damaged("it is shorter than it claims")
-        offset += got
-        rest = rest[got:]
-
-
-def _read_header(file: Reading, file_name: str) -> tuple[Record, list[bytes]]:
-    """The header and its digests, once it is sure that the file has the size and the name that the
-    header claims."""
-    begin = memoryview(bytearray(min(file.size, _FIRST_READ_BYTES)))
-    _read_fully(file, 0, begin)
-    if len(begin) < PRELUDE.size:
-        raise Damaged("it is shorter than a header")
-    size = header_size(begin[: PRELUDE.size])
-    if size > file.size:
-        raise Damaged("it is shorter than its header")
-    header = bytearray(size)
-    header[: len(begin)] = begin[:size]
-    if size > len(begin):
-        _read_fully(file, len(begin), memoryview(header)[len(begin) :])
-    record, digests = decode_header(header)
-    if record.file_bytes != file.size:
-        raise Damaged(f"it has {file.size} bytes, its header says {record.file_bytes}")
-    if not _belongs(record, file_name):
-        raise Damaged("its header is that of another record")
-    return record, digests

@@ -10,6 +10,7 @@ import pytest
 from simulated_folder import SimulatedFolder, _Writing
 
 from kvasir.tiers import record as record_module
+from kvasir.tiers import record_file as record_file_module
 from kvasir.tiers import store as store_module
 from kvasir.tiers.record import Buffer, Record
 from kvasir.tiers.store import RecordStore
@@ -50,7 +51,7 @@ def key_not_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     def unbound(name: str, plane: int, block: int, data: Buffer) -> bytes:
         return bound("00" * 32, plane, block, data)
 
-    monkeypatch.setattr(store_module, "_belongs", lambda record, file_name: True)
+    monkeypatch.setattr(record_file_module, "_belongs", lambda record, file_name: True)
     monkeypatch.setattr(store_module, "block_digest", unbound)
 
 

@@ -3,6 +3,7 @@ what is there is right."""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import itertools
 import logging
@@ -11,10 +12,10 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from simulated_folder import Choose, PowerCut, SimulatedFolder
+from simulated_folder import Choose, PowerCut, SimulatedFolder, _File
 from store_samples import part, read, sample, served
 
-from kvasir.tiers.record import Damaged
+from kvasir.tiers.record import VERSION, Damaged
 from kvasir.tiers.store import RecordStore, StoreDegraded, StoreFull
 
 STATES = int(os.environ.get("KVASIR_TEST_STATES", "2000"))
@@ -176,6 +177,42 @@ def test_a_record_above_the_cap_goes_before_all_others() -> None:
     assert list(smaller.records) == [SAMPLES[0][0].name]
 
 
+def test_a_smaller_cap_drops_the_ends_of_chains_and_no_beginning() -> None:
+    folder = SimulatedFolder()
+    store = RecordStore(folder, CAP)
+    (first, planes), (second, tail_planes), (alone, _) = SAMPLES
+    second = dataclasses.replace(second, parent=first.keys[-1], start=2 * first.block_tokens)
+    for record in (first, second, alone):  # the beginning is the oldest
+        store.put(record, tail_planes if record is second else planes)
+    size = first.file_bytes
+    assert [*RecordStore(folder, 2 * size).records] == [first.name, alone.name]
+    assert [*RecordStore(folder, size).records] == [alone.name]
+
+
+def newer(folder: SimulatedFolder, n_bytes: int) -> str:
+    """Puts a record there that a newer server has written; gives its file's name."""
+    content = bytearray(b"KVASIRKV" + (VERSION + 1).to_bytes(4, "little")).ljust(n_bytes, b"?")
+    file_name = "f" * 64 + ".kv"
+    folder.seen[file_name] = _File(content, bytearray(content))
+    return file_name
+
+
+def test_a_newer_servers_records_are_left_alone_and_their_bytes_count() -> None:
+    folder, _ = stored(0)
+    size = SAMPLES[0][0].file_bytes
+    file_name = newer(folder, 100)
+    for cap in (CAP, 2 * size, size, 50):
+        store = RecordStore(folder, cap)
+        assert file_name in folder.seen
+        assert "f" * 64 not in store.records
+        assert (store.counts["newer"], store.counts["damaged"]) == (1, 0)
+        kept = size if cap >= size + 100 else 0
+        assert (store.used_bytes, store.newer_bytes) == (kept + 100, 100)
+        if cap == 2 * size:
+            with pytest.raises(StoreFull):
+                store.put(*SAMPLES[1])
+
+
 def test_what_was_used_last_goes_last() -> None:
     folder = SimulatedFolder()
     store = RecordStore(folder, CAP)
@@ -200,8 +237,11 @@ def test_every_flipped_bit_of_the_header_is_noticed(which: int) -> None:
         assert not folder.seen
         folder, content = stored(which)
         content[bit // 8] ^= 1 << bit % 8
-        assert not RecordStore(folder, CAP).records
-        assert not folder.seen
+        store = RecordStore(folder, CAP)
+        assert not store.records
+        # A higher version number cannot be told from a record that a newer server has written.
+        assert bool(folder.seen) == bool(store.counts["newer"])
+        assert store.counts["newer"] == (int.from_bytes(content[8:12], "little") > VERSION)
 
 
 def flip_bits_of_planes(n_bits: int) -> None:
