@@ -32,7 +32,7 @@ from kvasir.core.ports import Engine as EnginePort
 from kvasir.core.ports import Interrupted, never
 from kvasir.engine.client import EngineClient
 from kvasir.engine.engine import Engine
-from kvasir.engine.storage import Cap, open_storage
+from kvasir.engine.storage import Cap, disk_cap, open_storage
 from kvasir.kv.cache import KvCache
 from kvasir.sched.limits import Limits as SchedLimits
 from kvasir.sched.scheduler import Scheduler
@@ -145,8 +145,10 @@ def make_engine(
 
     storage = None
     if stored is not None:
-        memory, host = TaggedMemory(slots, geometry), Cap(0, "none")
-        storage = open_storage(stored, realm(geometry), geometry, memory, host, moves_ended, clock)
+        memory, host, disk = TaggedMemory(slots, geometry), Cap(0, "none"), disk_cap(stored)
+        storage = open_storage(
+            stored, realm(geometry), geometry, memory, host, disk, moves_ended, clock
+        )
     cache = KvCache(
         geometry,
         realm(geometry),

@@ -19,6 +19,8 @@ from kvasir.bench.process import WorkerFailed
 from kvasir.bench.restore_disk import drop_cached, read_through
 from kvasir.bench.restore_sizes import Texts
 from kvasir.bench.results import Sample
+from kvasir.core.config import STORED_FOLDER
+from kvasir.tiers.record_file import SUFFIX
 
 SAVING = "kvasir"
 PLAIN = "kvasir, nothing saved"
@@ -65,7 +67,7 @@ class Place:
     @property
     def records(self) -> list[Path]:
         """The files of stored KV."""
-        return sorted((self.home / "kv").glob("*.kv"))
+        return sorted((self.home / STORED_FOLDER).glob(f"*{SUFFIX}"))
 
 
 def plain_turn(place: Place, texts: Texts, repeat: int) -> Iterator[Sample]:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from kvasir.core.config import STORED_FOLDER
 from kvasir.core.errors import ConfigError, HomeBusy
 
 SECRET_BYTES = 32
@@ -40,7 +41,7 @@ class Home:
     @property
     def stored(self) -> Path:
         """Where KV is kept on disk."""
-        return self.path / "kv"
+        return self.path / STORED_FOLDER
 
     @property
     def socket_path(self) -> Path:

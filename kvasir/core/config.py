@@ -20,6 +20,7 @@ import platformdirs
 from kvasir.core.errors import ConfigError
 
 NO_KEYS: Mapping[str, str] = MappingProxyType({})
+STORED_FOLDER = "kv"  # of the home: where KV is kept on disk
 
 
 def default_home() -> Path:

@@ -94,7 +94,14 @@ def _engine(config: Config, plan: Survey) -> EngineClient:
             client.moves_ended()
 
     storage = open_storage(
-        config, plan.card.realm, plan.geometry, pool, plan.host_cap, moves_ended, clock
+        config,
+        plan.card.realm,
+        plan.geometry,
+        pool,
+        plan.host_cap,
+        plan.disk_cap,
+        moves_ended,
+        clock,
     )
     cache = KvCache(
         plan.geometry,

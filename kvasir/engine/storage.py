@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvasir.core.clock import Clock
-from kvasir.core.config import Config
+from kvasir.core.config import STORED_FOLDER, Config
 from kvasir.core.errors import ConfigError
 from kvasir.core.geometry import KvGeometry
 from kvasir.core.realm import Realm
@@ -23,6 +23,7 @@ from kvasir.tiers.folder import RealFolder
 from kvasir.tiers.mover import ThreadedMover
 from kvasir.tiers.ram import RamFolder
 from kvasir.tiers.record import differs_in, extent, size_of_record
+from kvasir.tiers.record_file import SUFFIX
 from kvasir.tiers.store import RecordStore
 
 GIB = 2**30
@@ -49,7 +50,7 @@ class Storage:
 
 def stored_folder(config: Config) -> Path:
     """Where the disk tier's records lie."""
-    return config.home / "kv"
+    return config.home / STORED_FOLDER
 
 
 def disk_cap(config: Config) -> Cap:
@@ -58,7 +59,7 @@ def disk_cap(config: Config) -> Cap:
         return Cap(int(config.disk_gib * GIB), f"disk_gib is {config.disk_gib:g}")
     path = stored_folder(config)
     used_bytes = 0
-    for file in path.glob("*.kv") if path.is_dir() else ():
+    for file in path.glob(f"*{SUFFIX}") if path.is_dir() else ():
         with contextlib.suppress(FileNotFoundError):  # a server may be evicting
             used_bytes += file.stat().st_size
     while not path.exists():
@@ -87,17 +88,17 @@ def open_storage(
     geometry: KvGeometry,
     memory: BlockBytes,
     host: Cap,
+    disk: Cap,
     on_moved: Callable[[], None],
     clock: Clock,
 ) -> Storage | None:
-    """The tiers that ``config`` has room for; None where there are none.
+    """The tiers that ``host`` and ``disk`` have room for; None where there are none.
 
     Raises ``ConfigError`` where the folder cannot be used.
     """
     stores: dict[Tier, RecordStore] = {}
     if host.n_bytes:
         stores[Tier.HOST] = RecordStore(RamFolder(host.n_bytes), host.n_bytes)
-    disk = disk_cap(config)
     if disk.n_bytes:
         path = stored_folder(config)
         try:
@@ -127,9 +128,10 @@ def open_stored(
     *,
     now_s: Callable[[], float] = time.time,
 ) -> StoredTiers:
-    """The tiers of ``stores``, the fastest first, with what is in them."""
+    """The tiers of ``stores``, the fastest first, with what is in them. What a newer server's
+    records take of a store is no room for others."""
     return StoredTiers(
-        [Shelf(tier, store.cap_bytes) for tier, store in stores.items()],
+        [Shelf(t, max(0, s.cap_bytes - s.newer_bytes)) for t, s in stores.items()],
         mover,
         geometry,
         record_bytes=lambda n_blocks, n_tokens: size_of_record(geometry, n_blocks, n_tokens),
