@@ -115,7 +115,7 @@ def _survey(config: Config) -> Survey:
 
 
 def _stored(config: Config, survey: Survey | None) -> dict[str, Any]:
-    from kvasir.cli.upgrade import stored_report
+    from kvasir.cli.stored_report import stored_report
 
     return stored_report(config, survey.card.realm if survey is not None else None)
 
@@ -172,7 +172,7 @@ def _home(config: Config) -> dict[str, Any]:
 
 def as_text(report: Mapping[str, Any]) -> str:
     """The report for people."""
-    from kvasir.cli.upgrade import stored_lines
+    from kvasir.cli.stored_report import stored_lines
 
     machine, home = report["machine"], report["home"]
     gib = 2**30

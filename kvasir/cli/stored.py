@@ -21,8 +21,9 @@ from kvasir.service.identity import Identity
 from kvasir.service.inventory import inventory, kept_reply, tag_of
 from kvasir.service.replies import CacheReply, KeptReply, Reply, VerifiedReply
 from kvasir.text.transcript_db import FILE_NAME, forget
-from kvasir.tiers.folder import RealFolder
-from kvasir.tiers.record import Damaged
+from kvasir.tiers.folder import Folder, RealFolder
+from kvasir.tiers.record import Damaged, Record
+from kvasir.tiers.record_file import look
 from kvasir.tiers.store import RecordStore
 
 _NO_CAP = 2**63  # a command drops nothing for want of room
@@ -96,20 +97,31 @@ class ServedKv:
 
 
 class KvInFolder:
-    """Stored KV that no server uses at the moment: that on disk."""
+    """Stored KV that no server uses at the moment: that on disk. Only showing it leaves it as it
+    is; else leftovers of a crash and what is no whole record go too."""
 
-    def __init__(self, store: RecordStore, tenants: Mapping[bytes, str], transcripts: Path) -> None:
-        self._store = store
+    def __init__(
+        self, path: Path, folder: Folder, tenants: Mapping[bytes, str], transcripts: Path
+    ) -> None:
+        """``folder`` is that at ``path``."""
+        self._path = path
+        self._folder = folder
         self._transcripts = transcripts
         self._tenants = tenants
-        self._unreadable = store.counts["damaged"]
 
     def show(self) -> CacheReply:
-        kept = self._kept()
+        with _usable(self._path):
+            kept = [
+                _kept(found.record, found.time_s)
+                for found in look(self._folder)
+                if found.record is not None
+            ]
         return inventory(kept, (), self._tenants, compared=False)
 
     def verify(self) -> Verified:
-        kept = self._kept()
+        store = self._open()
+        unreadable = store.counts["damaged"]
+        kept = [_kept(record, store.used_s(name)) for name, record in store.records.items()]
         n_bytes = sum(record.n_bytes for record in kept)
         damaged: list[KeptReply] = []
         done = 0
@@ -117,13 +129,11 @@ class KvInFolder:
             for record in kept:
                 update(done >> 20, n_bytes >> 20)
                 try:
-                    self._store.verify(record.name)
+                    store.verify(record.name)
                 except Damaged:
                     damaged.append(kept_reply(record, self._tenants, compared=False))
                 done += record.n_bytes
-        return Verified(
-            records=len(kept), bytes=n_bytes, damaged=damaged, unreadable=self._unreadable
-        )
+        return Verified(records=len(kept), bytes=n_bytes, damaged=damaged, unreadable=unreadable)
 
     def clear(self, tier: str | None, tenant: str | None) -> int:
         tag = None if tenant is None else self._tag(tenant)
@@ -131,13 +141,15 @@ class KvInFolder:
             return 0
         if tier is None:
             forget(self._transcripts, tag)
+        store = self._open()
         gone = [
-            name
-            for name, record in self._store.records.items()
-            if tag in (None, record.namespace_tag)
+            name for name, record in store.records.items() if tag in (None, record.namespace_tag)
         ]
         for name in gone:
-            self._store.drop(name)
+            store.drop(name)
+        if store.counts["newer"]:
+            files = show.count(store.counts["newer"], "file")
+            show.note(f"left alone: {files} of a newer Kvasir; clear them with that one")
         return len(gone)
 
     def _tag(self, tenant: str) -> bytes:
@@ -151,43 +163,44 @@ class KvInFolder:
             )
         return tag
 
-    def _kept(self) -> list[KeptRecord]:
-        return [
-            KeptRecord(
-                tier=Tier.DISK,
-                name=name,
-                namespace_tag=record.namespace_tag,
-                tokens=len(record.tokens),
-                start=record.start,
-                n_bytes=record.file_bytes,
-                used_s=self._store.used_s(name),
-                compute_s=record.compute_s,
-                format_version=record.version,
-                differs_in=(),
-            )
-            for name, record in self._store.records.items()
-        ]
+    def _open(self) -> RecordStore:
+        with _usable(self._path):
+            return RecordStore(self._folder, _NO_CAP)
+
+
+def _kept(record: Record, used_s: float) -> KeptRecord:
+    return KeptRecord(
+        tier=Tier.DISK,
+        name=record.name,
+        namespace_tag=record.namespace_tag,
+        tokens=len(record.tokens),
+        start=record.start,
+        n_bytes=record.file_bytes,
+        used_s=used_s,
+        compute_s=record.compute_s,
+        format_version=record.version,
+        differs_in=(),
+    )
 
 
 @contextlib.contextmanager
 def _in_folder(config: Config, owned: OwnedHome) -> Iterator[KvInFolder]:
     path = owned.home.stored
-    try:
+    with _usable(path):
         folder = RealFolder(path)
-    except OSError as error:
-        raise _unusable(path, error) from error
     with contextlib.closing(folder):
-        try:
-            store = RecordStore(folder, _NO_CAP)
-        except OSError as error:
-            raise _unusable(path, error) from error
         tenants = Identity(config.keys, owned.secret()).tenants()
-        yield KvInFolder(store, tenants, owned.home.path / FILE_NAME)
+        yield KvInFolder(path, folder, tenants, owned.home.path / FILE_NAME)
 
 
-def _unusable(path: object, error: OSError) -> ConfigError:
-    return ConfigError(
-        f"cannot read the stored KV in {path}: {error.strerror or error}\n"
-        "it must be a folder that belongs to you\n"
-        "remove what lies there (stored KV is computed anew), or name another --home"
-    )
+@contextlib.contextmanager
+def _usable(path: Path) -> Iterator[None]:
+    """Say what to do where the folder at ``path`` cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the stored KV in {path}: {error.strerror or error}\n"
+            "it must be a folder that belongs to you\n"
+            "remove what lies there (stored KV is computed anew), or name another --home"
+        ) from error

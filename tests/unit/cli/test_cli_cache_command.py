@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from kvasir.cli import connect, main
 from kvasir.cli.home import Home, open_home
 from kvasir.cli.listener import Listener, listening_in_background
+from kvasir.tiers.record import VERSION
 
 RUN = CliRunner()
 GONE = bytes(range(16))
@@ -168,6 +169,47 @@ def test_a_file_that_is_no_record_is_told_too(home: Home, names: list[str]) -> N
     result = run("verify")
     assert result.exit_code == 1
     assert "1 file gone: no whole records" in result.stdout
+
+
+def plant(home: Home) -> dict[str, set[str]]:
+    """Files that are no whole records, and what a newer server has written."""
+    newer = b"KVASIRKV" + (VERSION + 1).to_bytes(4, "little") + b"and more"
+    files = {
+        "damaged": {"0" * 64 + ".kv": b"nonsense"},
+        "begun": {"1" * 64 + ".part": b"begun"},
+        "newer": {"2" * 64 + ".kv": newer},
+    }
+    for group in files.values():
+        for name, content in group.items():
+            (home.stored / name).write_bytes(content)
+    return {kind: set(group) for kind, group in files.items()}
+
+
+def in_folder(home: Home) -> set[str]:
+    return {path.name for path in home.stored.iterdir()}
+
+
+@pytest.mark.parametrize("action", ["list", "size"])
+def test_looking_changes_nothing_and_takes_nothing_from_verify(
+    home: Home, names: list[str], action: str
+) -> None:
+    planted = plant(home)
+    before = in_folder(home)
+    (tier,) = told("size")["tiers"]
+    assert tier["records"] == len(told("list")["records"]) == 3
+    run(action)
+    assert in_folder(home) == before
+    assert run("verify").exit_code == 1
+    assert in_folder(home) == before - planted["damaged"] - planted["begun"]
+    assert run("verify").exit_code == 0
+
+
+def test_clearing_leaves_nothing_but_what_is_a_newer_servers(home: Home, names: list[str]) -> None:
+    planted = plant(home)
+    result = run("clear")
+    assert result.stdout == "3 records cleared\n"
+    assert "left alone: 1 file of a newer Kvasir" in result.stderr
+    assert in_folder(home) == planted["newer"]
 
 
 def test_a_folder_that_cannot_be_used_is_said_with_what_to_do(home: Home) -> None:

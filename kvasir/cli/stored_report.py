@@ -6,18 +6,16 @@ Invariant: only headers are read and nothing is changed, so this may run beside 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from kvasir.cli import show
 from kvasir.core.config import Config
 from kvasir.core.realm import Realm
 from kvasir.engine.storage import disk_cap, stored_folder
-from kvasir.tiers.folder import Folder, RealFolder
-from kvasir.tiers.record import PRELUDE, VERSION, Damaged, Record, decode_header, differs_in
-from kvasir.tiers.record import header_size as size_of_header
-
-_SUFFIX = ".kv"
+from kvasir.tiers.folder import RealFolder
+from kvasir.tiers.record import VERSION, Record, differs_in
+from kvasir.tiers.record_file import Found, Kind, look
 
 
 def stored_report(config: Config, realm: Realm | None) -> dict[str, Any]:
@@ -30,20 +28,18 @@ def stored_report(config: Config, realm: Realm | None) -> dict[str, Any]:
         "cap_reason": cap.reason,
         "problem": None,
     }
-    records: list[Record] = []
-    unreadable = 0
+    files: list[Found] = []
     if folder.is_dir():
         try:
             with contextlib.closing(RealFolder(folder)) as opened:
-                for found in _headers(opened):
-                    if found is None:
-                        unreadable += 1
-                    else:
-                        records.append(found)
+                files.extend(look(opened))
         except OSError as error:
             report["problem"] = f"it cannot be read: {error.strerror or error}"
+    records = [found.record for found in files if found.record is not None]
+    newer = [found.n_bytes for found in files if found.kind is Kind.NEWER]
     return report | {
-        "unreadable": unreadable,
+        "unreadable": sum(found.kind is Kind.DAMAGED for found in files),
+        "newer_format": {"files": len(newer), "bytes": sum(newer)},
         "all": _sums(records),
         "older_format": _sums([record for record in records if record.version < VERSION]),
         "usable": None,
@@ -65,6 +61,13 @@ def stored_lines(report: dict[str, Any]) -> list[str]:
     if report["unreadable"]:
         files = show.count(report["unreadable"], "file")
         lines.append(f"{files} of no use: no whole records; the next start drops them")
+    newer = report["newer_format"]
+    if newer["files"]:
+        lines.append(
+            f"in a format after version {VERSION}: {show.count(newer['files'], 'file')}, "
+            f"{show.size(newer['bytes'])}; left to the newer Kvasir that wrote it, and counts "
+            "towards the cap"
+        )
     if not everything["records"]:
         return lines
     older = report["older_format"]
@@ -107,45 +110,6 @@ def _sums(records: Iterable[Record]) -> dict[str, Any]:
         "compute_s": sum(record.compute_s for record in listed),
         "unsaid_records": sum(not record.compute_s for record in listed),
     }
-
-
-def _headers(folder: Folder) -> Iterator[Record | None]:
-    """The header of every record in ``folder``; None for a file that is no whole record. Those that
-    are removed meanwhile are passed over."""
-    for name in _names(folder):
-        if not name.endswith(_SUFFIX):
-            continue  # one that is being written
-        try:
-            yield _header(folder, name)
-        except FileNotFoundError:
-            continue
-        except (Damaged, OSError):
-            yield None
-
-
-def _names(folder: Folder) -> list[str]:
-    """Its names; listing fails where a file goes just then, so it is tried again."""
-    for _ in range(20):
-        with contextlib.suppress(FileNotFoundError):
-            return [name for name, _ in folder.names()]
-    return [name for name, _ in folder.names()]
-
-
-def _header(folder: Folder, name: str) -> Record:
-    with folder.open(name) as file:
-
-        def first(n_bytes: int) -> bytes:
-            if n_bytes > file.size:
-                raise Damaged("it is shorter than its header")
-            data = bytearray(n_bytes)
-            if file.read(0, memoryview(data)) != n_bytes:
-                raise Damaged("it ends within its header")
-            return bytes(data)
-
-        record, _ = decode_header(first(size_of_header(first(PRELUDE.size))))
-        if record.file_bytes != file.size or name != record.name + _SUFFIX:
-            raise Damaged("it is not the file that its header speaks of")
-        return record
 
 
 def _sums_line(what: str, sums: dict[str, Any]) -> str:

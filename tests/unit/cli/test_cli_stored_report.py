@@ -12,9 +12,10 @@ import pytest
 from stored_samples import REALM, keep
 
 from kvasir.cli.home import Home, open_home
-from kvasir.cli.upgrade import stored_lines, stored_report
+from kvasir.cli.stored_report import stored_lines, stored_report
 from kvasir.core.config import Config
 from kvasir.core.realm import Realm
+from kvasir.tiers.record import VERSION
 
 VERSION_1 = Path(__file__).parents[2] / "fixtures" / "record_v1"
 
@@ -104,6 +105,17 @@ def test_what_is_broken_is_counted_and_left_alone(home: Home) -> None:
     assert (told["all"]["records"], told["unreadable"]) == (1, 9)
     assert sorted(home.stored.iterdir()) == before
     assert "9 files of no use: no whole records" in "\n".join(stored_lines(told))
+
+
+def test_what_a_newer_server_wrote_is_no_damage(home: Home) -> None:
+    name = keep(home, 1, namespace_tag=b"a" * 16)
+    good = (home.stored / f"{name}.kv").read_bytes()
+    newer = good[:8] + (VERSION + 1).to_bytes(4, "little") + good[12:]
+    (home.stored / ("0" * 64 + ".kv")).write_bytes(newer)
+    told = report(home)
+    assert (told["all"]["records"], told["unreadable"]) == (1, 0)
+    assert told["newer_format"] == {"files": 1, "bytes": len(good)}
+    assert f"in a format after version {VERSION}: 1 file" in "\n".join(stored_lines(told))
 
 
 def test_a_folder_that_cannot_be_read_is_said(home: Home, tmp_path: Path) -> None:
