@@ -13,11 +13,6 @@ class Tier(StrEnum):
     HOST = "host"  # memory beside a device that has its own
     DISK = "disk"
 
-    @property
-    def public_name(self) -> str:
-        """What users are told: memory or disk."""
-        return "disk" if self is Tier.DISK else "memory"
-
 
 STORED_TIERS = (Tier.HOST, Tier.DISK)  # the faster first
 
