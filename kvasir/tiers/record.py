@@ -208,6 +208,17 @@ def header_size(prelude: Buffer) -> int:
     return int(size)
 
 
+def was_known(header: Buffer) -> bool:
+    """Whether ``header``, which claims an unknown version, was written in one that is known: then
+    its version is damaged, and nobody will ever read it."""
+    magic, _, size = PRELUDE.unpack(header[: PRELUDE.size])
+    rest, digest = bytes(header[PRELUDE.size : -DIGEST_BYTES]), bytes(header[-DIGEST_BYTES:])
+    return any(
+        xxhash.xxh3_128_digest(PRELUDE.pack(magic, version, size) + rest) == digest
+        for version in _FIELDS
+    )
+
+
 def decode_header(header: Buffer) -> tuple[Record, list[bytes]]:
     """The record that ``header`` (prelude included, padding excluded) describes, and its digests:
     of each block of each plane, in version 1 of each plane. Raises ``Damaged``."""

@@ -18,6 +18,7 @@ from kvasir.tiers.record import (
     Record,
     decode_header,
     header_size,
+    was_known,
 )
 
 SUFFIX = ".kv"
@@ -92,19 +93,31 @@ def read_header(file: Reading, file_name: str) -> tuple[Record, list[bytes]]:
     read_fully(file, 0, begin)
     if len(begin) < PRELUDE.size:
         raise Damaged("it is shorter than a header")
-    size = header_size(begin[: PRELUDE.size])
+    try:
+        size = header_size(begin[: PRELUDE.size])
+    except NewerVersion:
+        _, _, claimed = PRELUDE.unpack(begin[: PRELUDE.size])
+        if PRELUDE.size < claimed <= file.size and was_known(_header(file, begin, claimed)):
+            raise Damaged("its version is not that with which it was written") from None
+        raise
     if size > file.size:
         raise Damaged("it is shorter than its header")
-    header = bytearray(size)
-    header[: len(begin)] = begin[:size]
-    if size > len(begin):
-        read_fully(file, len(begin), memoryview(header)[len(begin) :])
+    header = _header(file, begin, size)
     record, digests = decode_header(header)
     if record.file_bytes != file.size:
         raise Damaged(f"it has {file.size} bytes, its header says {record.file_bytes}")
     if not _belongs(record, file_name):
         raise Damaged("its header is that of another record")
     return record, digests
+
+
+def _header(file: Reading, begin: memoryview, size: int) -> bytearray:
+    """The first ``size`` bytes, of which ``begin`` has been read."""
+    header = bytearray(size)
+    header[: len(begin)] = begin[:size]
+    if size > len(begin):
+        read_fully(file, len(begin), memoryview(header)[len(begin) :])
+    return header
 
 
 def read_fully(file: Reading, offset: int, into: memoryview) -> None:

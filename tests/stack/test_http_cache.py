@@ -359,7 +359,7 @@ def test_the_first_token_that_differs_is_told_with_what_is_kept(streaming: bool)
         diagnostics("x" * 100 + "abc")
         assert diagnostics("x" * 100 + "zbc") == {
             "prompt": 0,
-            "reason": None,
+            "reason": "different_text",
             "first_different_token": 100,
             "token_id": own.served.codec.tokenizer.encode("z")[0],
             "text": "z",
