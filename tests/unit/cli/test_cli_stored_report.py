@@ -110,7 +110,8 @@ def test_what_is_broken_is_counted_and_left_alone(home: Home) -> None:
 def test_what_a_newer_server_wrote_is_no_damage(home: Home) -> None:
     name = keep(home, 1, namespace_tag=b"a" * 16)
     good = (home.stored / f"{name}.kv").read_bytes()
-    newer = good[:8] + (VERSION + 1).to_bytes(4, "little") + good[12:]
+    newer = bytearray(good[:8] + (VERSION + 1).to_bytes(4, "little") + good[12:])
+    newer[40] ^= 1  # with the old version it would not verify: it was written with this one
     (home.stored / ("0" * 64 + ".kv")).write_bytes(newer)
     told = report(home)
     assert (told["all"]["records"], told["unreadable"]) == (1, 0)
