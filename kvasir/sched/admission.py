@@ -84,10 +84,13 @@ class Admission:
         led = {key for s in active if (key := frontier(s, self._cache)) is not None}
         admitted: list[tuple[Sequence, Copy | None]] = []
         passed_over: list[Sequence] = []
+        awaiting: set[str] = set()  # requests of which a choice awaits something
         for sequence in self._waiting:
             if len(active) >= self._limits.max_running:
                 break
-            if self._awaits(sequence, led, len(active)):
+            # A later choice waits with the first: what it computed would look reused to that one.
+            if sequence.request.id in awaiting or self._awaits(sequence, led, len(active)):
+                awaiting.add(sequence.request.id)
                 continue
             started, copy = self._try(sequence, len(active))
             if started:

@@ -19,6 +19,17 @@ def disk() -> dict[Tier, RamFolder]:
     return {Tier.DISK: RamFolder(CAP_BYTES)}
 
 
+def kept(
+    rng: random.Random, n_tokens: int, n_blocks: int = 64
+) -> tuple[dict[Tier, RamFolder], list[int], VirtualEngine]:
+    """A disk that keeps a text, the text, and the engine that has read it."""
+    folders, book = disk(), text(rng, n_tokens)
+    first = VirtualEngine(n_blocks=n_blocks, folders=folders)
+    first.ask(book)
+    first.save()
+    return folders, book, first
+
+
 def usage(answer: Answer):
     assert answer.finished is not None
     return answer.finished.usage
@@ -26,10 +37,7 @@ def usage(answer: Answer):
 
 def test_after_a_restart_only_new_tokens_are_computed() -> None:
     rng = random.Random(1)
-    folders, book = disk(), text(rng, 150)
-    first = VirtualEngine(folders=folders)
-    first.ask(book)
-    first.save()
+    folders, book, _ = kept(rng, 150)
     second = VirtualEngine(folders=folders)
     question = text(rng, 6)
     answer = second.ask([*book, *question])
@@ -95,10 +103,7 @@ def test_a_conversation_with_restarts_computes_only_what_is_new() -> None:
 )
 def test_another_realm_is_a_miss_that_says_so(part: str, miss: Miss) -> None:
     rng = random.Random(5)
-    folders, book = disk(), text(rng, 50)
-    first = VirtualEngine(folders=folders)
-    first.ask(book)
-    first.save()
+    folders, book, _ = kept(rng, 50)
     other = VirtualEngine(folders=folders, parts={part: "another"})
     used = usage(other.ask(book))
     assert (used.reused_tokens, used.miss) == (0, miss)
@@ -120,10 +125,7 @@ def test_nothing_of_one_tenant_is_there_for_another() -> None:
 
 def test_loading_begins_while_the_request_waits() -> None:
     rng = random.Random(7)
-    folders, book = disk(), text(rng, 100)
-    first = VirtualEngine(folders=folders)
-    first.ask(book)
-    first.save()
+    folders, book, _ = kept(rng, 100)
     second = VirtualEngine(n_blocks=100, folders=folders, max_running=1)
     second.submit(text(rng, 60), max_tokens=30)
     waiting = second.submit([*book, 1, 2], max_tokens=2)
@@ -151,10 +153,7 @@ def test_who_needs_the_same_block_next_waits_for_the_part_of_it_that_is_loaded()
 
 def test_from_a_slow_disk_the_beginning_is_computed_meanwhile() -> None:
     rng = random.Random(8)
-    folders, book = disk(), text(rng, 400)
-    first = VirtualEngine(n_blocks=256, folders=folders)
-    first.ask(book)
-    first.save()
+    folders, book, first = kept(rng, 400, n_blocks=256)
     per_token_s = first.sched.costs.prefill_s(400, 0) / 400
     slow = VirtualEngine(n_blocks=256, folders=folders, read_bytes_per_s=8 / per_token_s)
     began_s = slow.clock.now_s()
@@ -167,20 +166,14 @@ def test_from_a_slow_disk_the_beginning_is_computed_meanwhile() -> None:
 
 def test_from_a_disk_that_is_slower_than_computing_nothing_is_loaded() -> None:
     rng = random.Random(9)
-    folders, book = disk(), text(rng, 100)
-    first = VirtualEngine(folders=folders)
-    first.ask(book)
-    first.save()
+    folders, book, _ = kept(rng, 100)
     slow = VirtualEngine(folders=folders, read_bytes_per_s=100)
     assert usage(slow.ask([*book, 1])).reused_tokens == 0
 
 
 def test_an_aborted_request_leaves_what_it_had_loaded_in_order() -> None:
     rng = random.Random(10)
-    folders, book = disk(), text(rng, 200)
-    first = VirtualEngine(n_blocks=256, folders=folders)
-    first.ask(book)
-    first.save()
+    folders, book, _ = kept(rng, 200, n_blocks=256)
     for steps in range(1, 12):
         second = VirtualEngine(n_blocks=128, folders=folders, read_bytes_per_s=30_000)
         name = second.submit([*book, 1])
@@ -254,10 +247,7 @@ def test_an_audit_that_cannot_be_computed_costs_nobody_anything(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rng = random.Random(14)
-    folders, book = disk(), text(rng, 40)
-    first = VirtualEngine(folders=folders)
-    first.ask(book)
-    first.save()
+    folders, book, _ = kept(rng, 40)
     second = VirtualEngine(folders=folders, audit_one_in=1)
     second.ask([*book, 1])
     second.save()
@@ -290,10 +280,7 @@ def test_who_needs_room_that_a_save_holds_waits_for_it_asleep() -> None:
 
 def test_a_disk_that_hangs_does_not_hold_a_request_up(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(16)
-    folders, book = disk(), text(rng, 100)
-    first = VirtualEngine(folders=folders)
-    first.ask(book)
-    first.save()
+    folders, book, _ = kept(rng, 100)
     second = VirtualEngine(folders=folders, read_bytes_per_s=20_000)
     name = second.submit([*book, 1, 2], max_tokens=2)
     second.step()
@@ -311,10 +298,7 @@ def test_a_disk_that_hangs_does_not_hold_a_request_up(monkeypatch: pytest.Monkey
 
 def test_running_answers_come_before_what_is_loaded_ahead() -> None:
     rng = random.Random(17)
-    folders, book = disk(), text(rng, 36)
-    first = VirtualEngine(folders=folders)
-    first.ask(book)
-    first.save()
+    folders, book, _ = kept(rng, 36)
     second = VirtualEngine(
         n_blocks=20, folders=folders, read_bytes_per_s=1_000, answer_room_tokens=0, max_running=1
     )
@@ -346,10 +330,7 @@ def test_a_record_whose_tokens_are_not_those_of_its_keys_is_not_used() -> None:
 
 def test_what_is_missing_behind_a_common_beginning_has_its_reason_too() -> None:
     rng = random.Random(19)
-    folders, book = disk(), text(rng, 40)
-    first = VirtualEngine(folders=folders)
-    first.ask(book)
-    first.save()
+    folders, book, first = kept(rng, 40)
     used = usage(first.ask([*book[:20], 300, *book[21:]]))
     assert (used.reused_tokens, used.miss, used.differs_at) == (20, Miss.DIFFERENT_TEXT, 20)
     assert used.kept_token == book[20]
@@ -363,13 +344,23 @@ def test_what_is_missing_behind_a_common_beginning_has_its_reason_too() -> None:
 
 def test_after_meeting_the_first_different_token_is_behind_what_was_loaded() -> None:
     rng = random.Random(8)
-    folders, book = disk(), text(rng, 400)
-    first = VirtualEngine(n_blocks=256, folders=folders)
-    first.ask(book)
-    first.save()
+    folders, book, first = kept(rng, 400, n_blocks=256)
     per_token_s = first.sched.costs.prefill_s(400, 0) / 400
     slow = VirtualEngine(n_blocks=256, folders=folders, read_bytes_per_s=8 / per_token_s)
     used = usage(slow.ask([*book, 1, 2, 3, 4]))
     assert used.reused_tokens < 300
     assert used.differs_at is not None
     assert used.differs_at >= 400
+
+
+def test_what_a_later_choice_computes_is_not_reused_by_the_first() -> None:
+    folders = disk()
+    first = VirtualEngine(folders=folders)
+    first.ask([5, 6, 7], max_tokens=1)
+    first.save()
+    second = VirtualEngine(folders=folders, read_bytes_per_s=3_300)
+    name = second.submit([5, 9, 9], max_tokens=1, n=2)  # over before the tail has landed
+    second.run()
+    assert second.right(name)
+    assert second.cache.restored_blocks == 1
+    assert usage(second.answer(name)).reused_tokens == 1
