@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from kvasir.bench import workload
 from kvasir.core.errors import ConfigError
 
 _ROOM_TOKENS = 64  # of a window, for a question and its answer
@@ -81,19 +82,7 @@ def make_texts(tokens: Sequence[int], sizes: RestoreSizes, repeats: int) -> Iter
 
     Raises ``ConfigError`` if they do not suffice.
     """
-    needed = repeats * sizes.tokens_needed
-    if len(tokens) < needed:
-        raise ConfigError(
-            f"the text has {len(tokens)} tokens and {repeats} repeats need {needed}; give a longer "
-            "one with --text, or none, to have one made"
-        )
-    at = 0
-
-    def cut(n: int) -> tuple[int, ...]:
-        nonlocal at
-        at += n
-        return tuple(tokens[at - n : at])
-
+    cut = workload.cutter(tokens, repeats * sizes.tokens_needed)
     for _ in range(repeats):
         yield Texts(
             warm_up=cut(sizes.text),

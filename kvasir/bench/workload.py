@@ -6,8 +6,9 @@ reuse what it computed for another figure; the same text and sizes always give t
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -124,6 +125,20 @@ def tokens_needed(sizes: Sizes) -> int:
     )
 
 
+def cutter(tokens: Sequence[int], needed: int) -> Callable[[int], tuple[int, ...]]:
+    """What cuts the next so many of ``tokens``, of which ``needed`` are going to be cut in all.
+
+    Raises ``ConfigError`` if there are fewer.
+    """
+    if len(tokens) < needed:
+        raise ConfigError(
+            f"the text has {len(tokens)} tokens and the benchmark needs {needed}; give a longer "
+            "one with --text, or none, to have one made"
+        )
+    rest = iter(tokens)
+    return lambda n: tuple(itertools.islice(rest, n))
+
+
 def make(
     tokens: Sequence[int], questions: tuple[Sequence[int], Sequence[int]], sizes: Sizes
 ) -> Workload:
@@ -131,19 +146,7 @@ def make(
 
     Raises ``ConfigError`` if they do not suffice.
     """
-    needed = tokens_needed(sizes)
-    if len(tokens) < needed:
-        raise ConfigError(
-            f"the text has {len(tokens)} tokens and the benchmark needs {needed}; give a longer "
-            "one with --text, or none, to have one made"
-        )
-    at = 0
-
-    def cut(n: int) -> tuple[int, ...]:
-        nonlocal at
-        at += n
-        return tuple(tokens[at - n : at])
-
+    cut = cutter(tokens, tokens_needed(sizes))
     return Workload(
         sizes=sizes,
         start=cut(START_TOKENS),
