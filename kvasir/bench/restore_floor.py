@@ -18,9 +18,9 @@ import torch
 from kvasir.core.config import load as load_config
 from kvasir.core.plans import Join, Run, StepPlan, Work
 from kvasir.core.requests import GREEDY
+from kvasir.engine.build import load_forward
 from kvasir.engine.runner import TorchRunner
 from kvasir.engine.survey import survey
-from kvasir.model.decoder import Decoder
 from kvasir.tiers.device import DevicePool
 
 _SEQ = 1
@@ -51,9 +51,7 @@ def measure_floor(wanted: Floor) -> tuple[float, float]:
     torch.set_num_threads(plan.threads)
     pool = DevicePool(plan.geometry, plan.device)
     pool.fill(_SPREAD)  # memory that was never written would be one page of zeros, read from cache
-    files, device, dtype = plan.files, plan.device, plan.dtype
-    decoder = Decoder(files.spec, lambda name: files.tensor(name, dtype, device), dtype, device)
-    runner = TorchRunner(decoder, pool, plan.attention.plan)
+    runner = TorchRunner(load_forward(plan), pool)
     n_blocks = plan.geometry.blocks_for(wanted.context + wanted.question + 1)
     join = Join(
         seq=_SEQ,

@@ -41,6 +41,28 @@ DtypeOption = Annotated[
         "--dtype", help="auto, bfloat16, float16 or float32.", show_default=DEFAULTS.dtype
     ),
 ]
+KernelsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--kernels",
+        help="auto, torch, or a set of native ones from `kvasir doctor`.",
+        show_default=DEFAULTS.kernels,
+    ),
+]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        help="bf16, int8 or int4: fewer bits answer faster and a little otherwise.",
+        show_default="bf16",
+    ),
+]
+KvDtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-dtype", help="auto (as computed) or int8, which halves KV.", show_default="auto"
+    ),
+]
 KvGibOption = Annotated[
     float | None,
     typer.Option("--kv-gib", help="Memory for the KV pool.", show_default="from the machine"),

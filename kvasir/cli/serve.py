@@ -39,10 +39,13 @@ def command(
     ] = None,
     device: options.DeviceOption = None,
     dtype: options.DtypeOption = None,
+    kernels: options.KernelsOption = None,
+    weights: options.WeightsOption = None,
+    kv_dtype: options.KvDtypeOption = None,
     attention: Annotated[
         str | None,
         typer.Option(
-            "--attention", help="A kernel from `kvasir doctor`.", show_default=DEFAULTS.attention
+            "--attention", help="Torch's, from `kvasir doctor`.", show_default=DEFAULTS.attention
         ),
     ] = None,
     threads: Annotated[
@@ -105,6 +108,9 @@ def command(
             "allowed_hosts": allowed_host or None,
             "device": device,
             "dtype": dtype,
+            "kernels": kernels,
+            "weights": weights,
+            "kv_dtype": kv_dtype,
             "attention": attention,
             "threads": threads,
             "kv_gib": kv_gib,

@@ -20,6 +20,8 @@ import platformdirs
 from kvasir.core.errors import ConfigError
 
 NO_KEYS: Mapping[str, str] = MappingProxyType({})
+# sets of native kernels, the fastest first; the last one emulates AMX for tests
+NATIVE_KERNELS = ("amx", "avx512_bf16", "avx512", "avx2", "amx_emulated")
 STORED_FOLDER = "kv"  # of the home: where KV is kept on disk
 
 
@@ -37,7 +39,10 @@ class Config:
     alias: tuple[str, ...] = ()  # further names for the model
     device: str = "cpu"  # "cpu", "cuda", "cuda:1"
     dtype: str = "auto"  # "auto", "bfloat16", "float16", "float32"
-    attention: str = "auto"  # attention backend: "auto" or a name from `kvasir doctor`
+    kernels: str = "auto"  # "auto", "torch", or a set of native ones from `kvasir doctor`
+    weights: str = "auto"  # "auto", "bf16", "int8", "int4": native kernels only
+    kv_dtype: str = "auto"  # "auto" (the dtype), "int8": native kernels only
+    attention: str = "auto"  # torch's attention backend: "auto" or a name from `kvasir doctor`
     threads: int = 0  # 0 = one per core that this process may use
     home: Path = field(default_factory=default_home)
     host: str = "127.0.0.1"
@@ -192,7 +197,12 @@ def _check(config: Config) -> None:
             raise ConfigError(
                 f"setting {name!r} is {value}; it must lie between {low:g} and {high:g}"
             )
-    choices = {"dtype": ("auto", "bfloat16", "float16", "float32")}
+    choices = {
+        "dtype": ("auto", "bfloat16", "float16", "float32"),
+        "kernels": ("auto", "torch", *NATIVE_KERNELS),
+        "weights": ("auto", "bf16", "int8", "int4"),
+        "kv_dtype": ("auto", "int8"),
+    }
     for name, allowed in choices.items():
         value = getattr(config, name)
         if value not in allowed:

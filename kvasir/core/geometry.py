@@ -13,21 +13,28 @@ class KvGeometry:
 
     One block holds ``block_tokens`` tokens of every layer. In the canonical layout a block is, per
     layer, a plane of keys and a plane of values, each [block_tokens, n_kv_heads, head_dim], in
-    ``dtype``; keys are stored after RoPE.
+    ``dtype``; keys are stored after RoPE. In "int8" keys are rotated by a Hadamard transform too,
+    and a token's row is its heads' numbers and then one bfloat16 scale for each head.
     """
 
     n_layers: int
     n_kv_heads: int
     head_dim: int
-    dtype: str  # "bfloat16", "float16" or "float32"
+    dtype: str  # "bfloat16", "float16", "float32" or "int8"
     dtype_bytes: int
     block_tokens: int
     n_blocks: int
 
     @property
+    def head_bytes(self) -> int:
+        """Bytes of one head of one token in one plane."""
+        scale_bytes = 2 if self.dtype == "int8" else 0
+        return self.head_dim * self.dtype_bytes + scale_bytes
+
+    @property
     def token_bytes(self) -> int:
         """Bytes of one token's KV over all layers."""
-        return 2 * self.n_layers * self.n_kv_heads * self.head_dim * self.dtype_bytes
+        return 2 * self.n_layers * self.n_kv_heads * self.head_bytes
 
     @property
     def block_bytes(self) -> int:
@@ -53,7 +60,7 @@ class KvGeometry:
         """The canonical layout in words; part of every KV key."""
         return (
             f"v1:{self.n_layers}x[k,v]x[{self.block_tokens},{self.n_kv_heads},{self.head_dim}]"
-            f":{self.dtype}:rope-applied"
+            f":{self.dtype}:rope-applied" + (",rotated,scaled" if self.dtype == "int8" else "")
         )
 
 

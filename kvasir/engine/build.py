@@ -27,6 +27,8 @@ from kvasir.engine.survey import Choice, Survey, model_cache, survey
 from kvasir.kv.cache import KvCache
 from kvasir.model.decoder import Decoder
 from kvasir.model.files import ModelFiles
+from kvasir.model.forward import Forward, TorchForward
+from kvasir.model.native_forward import NativeForward
 from kvasir.model.source import resolve
 from kvasir.sched.limits import Limits
 from kvasir.sched.scheduler import Scheduler
@@ -81,11 +83,10 @@ def _engine(config: Config, plan: Survey) -> EngineClient:
     # GNU OpenMP counts the threads of all teams: were a second team made here, the engine's would
     # find the machine overbooked, sleep at every barrier and take twice as long for a token.
     torch.set_num_threads(1)
-    files, device, dtype = plan.files, plan.device, plan.dtype
-    pool = DevicePool(plan.geometry, device)
+    pool = DevicePool(plan.geometry, plan.device)
     with _made_ready(pool):
-        decoder = Decoder(files.spec, lambda name: files.tensor(name, dtype, device), dtype, device)
-    runner = TorchRunner(decoder, pool, plan.attention.plan)
+        forward = load_forward(plan)
+    runner = TorchRunner(forward, pool)
     clock = SystemClock()
     told: list[EngineClient] = []  # whom the mover wakes
 
@@ -113,7 +114,8 @@ def _engine(config: Config, plan: Survey) -> EngineClient:
     sched = Scheduler(cache, limits, clock)
 
     def prepare() -> None:
-        torch.set_num_threads(plan.threads)  # OpenMP keeps the number per calling thread
+        # OpenMP keeps the number per calling thread. Native kernels have threads of their own.
+        torch.set_num_threads(plan.threads if plan.computing.isa is None else 1)
         _warm_up(runner, plan.geometry, plan.card.window)
 
     client = EngineClient(
@@ -124,6 +126,22 @@ def _engine(config: Config, plan: Survey) -> EngineClient:
     )
     told.append(client)
     return client
+
+
+def load_forward(plan: Survey) -> Forward:
+    """Read the weights into what computes them, as ``plan`` says."""
+    files, device, dtype, computing = plan.files, plan.device, plan.dtype, plan.computing
+    if computing.isa is not None:
+        return NativeForward(
+            files.spec,
+            files.tensor,
+            isa=computing.isa,
+            threads=plan.threads,
+            weights=computing.weights,
+            int8_kv=computing.kv_dtype == "int8",
+        )
+    decoder = Decoder(files.spec, lambda name: files.tensor(name, dtype, device), dtype, device)
+    return TorchForward(decoder, plan.attention.plan)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The runner that computes: plans in, tokens and scores out, by a decoder over the device pool.
+"""The runner that computes: plans in, tokens and scores out, by a model over the device pool.
 
 Invariant: running a plan twice has the effect of running it once. Everything a plan says is
 absolute (whole block tables at a join, counts to keep, positions), so a repetition overwrites what
@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kvasir.attention.batch import Planner, describe
 from kvasir.core.events import TokenScore
 from kvasir.core.plans import (
     Audit,
@@ -35,13 +34,13 @@ from kvasir.core.requests import Sampling
 from kvasir.engine.sampler import Past, Row, sample, score
 from kvasir.kernels.memory import keep_freed_memory
 from kvasir.kernels.paging import BlockTable, Span
-from kvasir.model.decoder import Decoder
+from kvasir.model.forward import AfterLayer, Computed, Forward
 from kvasir.tiers.device import DevicePool
 
 log = logging.getLogger(__name__)
 
-# Of a plane's root mean square, by which a block may differ that was computed in other chunks: sums
-# are then taken in another order, and bfloat16 keeps 8 bits (docs/measurements has the figures).
+# Of a plane's root mean square, by which a block may differ that torch computed in other chunks:
+# sums are then taken in another order, and bfloat16 keeps 8 bits (docs/measurements has figures).
 AUDIT_BOUND = 0.05
 _SCORE_BYTES = 64 * 2**20  # of float32 logits at a time while a prompt is scored
 
@@ -82,26 +81,24 @@ class _Share:
 
 
 class TorchRunner:
-    """Implements ``core.ports.Runner`` with a ``Decoder``. Used by one thread only."""
+    """Implements ``core.ports.Runner`` with a ``Forward``. Used by one thread only."""
 
     def __init__(
         self,
-        decoder: Decoder,
+        forward: Forward,
         pool: DevicePool,
-        planner: Planner,
         *,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """``planner`` is the attention backend's; ``clock`` gives seconds. On a CPU the process is
-        told to keep freed memory for the next step (``kernels.memory``)."""
+        """``clock`` gives seconds. On a CPU the process is told to keep freed memory for the next
+        step (``kernels.memory``)."""
         if pool.device.type == "cpu":
             keep_freed_memory()
-        self._decoder = decoder
+        self._forward = forward
         self._pool = pool
-        self._planner = planner
         self._clock = clock
         self._known: dict[int, _Known] = {}
-        vocab_bytes = 4 * decoder.spec.vocab_size
+        vocab_bytes = 4 * forward.spec.vocab_size
         self._score_rows = max(1, _SCORE_BYTES // vocab_bytes)
 
     def run(self, plan: StepPlan, interrupted: Interrupted = never) -> StepResult:
@@ -125,12 +122,12 @@ class TorchRunner:
             with torch.inference_mode():
                 watch = self._watch(plan, interrupted, began_s)
                 try:
-                    hidden = self._forward(shares, tokens, watch)
+                    computed = self._compute(shares, tokens, watch)
                 except _GivenUp:
                     spent_s = self._clock() - began_s
                     return StepResult(elapsed_s=spent_s, faults=tuple(faults), given_up=True)
-                scores = self._score(shares, hidden, faults)
-                sampled = self._sample(shares, hidden, faults)
+                scores = self._score(shares, computed.hidden, faults)
+                sampled = self._sample(shares, computed.logits, faults)
         self._settle()
         broken = {fault.seq for fault in faults}
         return StepResult(
@@ -147,11 +144,10 @@ class TorchRunner:
         table.append(self._checked((*audit.before, Run(audit.scratch, 1))))
         span = Span(0, len(audit.tokens), audit.start, table)
         with torch.inference_mode():
-            batch = describe([span], self._planner, self._decoder.windows, self._pool.device)
-            self._decoder.forward(tokens, batch, self._pool, None)
+            self._forward.compute(tokens, [span], self._pool)
             found = self._pool.difference(audit.block, audit.scratch, len(audit.tokens))
         log.info("a restored block differs by %.2g from what computing gives", found)
-        return found <= AUDIT_BOUND
+        return found <= (0.0 if self._forward.exact else AUDIT_BOUND)
 
     def rest(self) -> bool:
         """Have memory ready for the next prompt."""
@@ -165,7 +161,7 @@ class TorchRunner:
         past = None
         if join.sampling.penalised:
             past = Past(
-                join.history, join.n_prompt, self._decoder.spec.vocab_size, self._pool.device
+                join.history, join.n_prompt, self._forward.spec.vocab_size, self._pool.device
             )
         return _Known(join.choice, join.sampling, join.n_prompt, table, past)
 
@@ -209,9 +205,9 @@ class TorchRunner:
         ids = np.asarray(work.tokens, dtype=np.int64)
         if not len(ids):
             raise _Broken("the work holds no tokens")
-        if int(ids.min()) < 0 or int(ids.max()) >= self._decoder.spec.vocab_size:
+        if int(ids.min()) < 0 or int(ids.max()) >= self._forward.spec.vocab_size:
             raise _Broken(
-                f"a token id is outside of the vocabulary of {self._decoder.spec.vocab_size}"
+                f"a token id is outside of the vocabulary of {self._forward.spec.vocab_size}"
             )
         known.table.cut(work.keep_blocks)
         known.table.append(self._checked(work.new_blocks))
@@ -232,7 +228,7 @@ class TorchRunner:
         as long as those done, would outlast the plan's patience."""
         if plan.patience_s == math.inf:
             return None
-        n_layers = self._decoder.spec.n_layers
+        n_layers = self._forward.spec.n_layers
 
         def watch(done: int) -> None:
             if interrupted():
@@ -248,27 +244,21 @@ class TorchRunner:
         if self._pool.device.type == "cuda":
             torch.cuda.synchronize(self._pool.device)
 
-    def _forward(
-        self,
-        shares: Sequence[_Share],
-        tokens: Tensor,
-        after_layer: Callable[[int], None] | None,
-    ) -> Tensor:
-        batch = describe(
-            [share.span for share in shares],
-            self._planner,
-            self._decoder.windows,
-            self._pool.device,
-        )
-        return self._decoder.forward(tokens, batch, self._pool, after_layer)  # [N, D]
+    def _compute(
+        self, shares: Sequence[_Share], tokens: Tensor, after_layer: AfterLayer | None
+    ) -> Computed:
+        """The step's rows; logits are those of the works that ask for a token, in their order."""
+        spans = [share.span for share in shares]
+        asked = [share.last_row for share in shares if share.work.sample]
+        return self._forward.compute(tokens, spans, self._pool, asked, after_layer)
 
     def _sample(
-        self, shares: Sequence[_Share], hidden: Tensor, faults: list[Fault]
+        self, shares: Sequence[_Share], logits: Tensor, faults: list[Fault]
     ) -> list[Sampled]:
+        """``logits`` [R, V] are those of the works that ask for a token."""
         asking = [share for share in shares if share.work.sample]
         if not asking:
             return []
-        logits = self._decoder.logits(hidden[[share.last_row for share in asking]])  # [R, V]
         finite = finite_rows(logits)
         faults += [
             Fault(share.work.seq, "the model's output is not finite after these tokens")
@@ -323,7 +313,7 @@ class TorchRunner:
         targets = list(share.work.tokens)[n_scored - len(before) : n_scored]
         found: list[TokenScore] = []
         for low in range(0, len(before), self._score_rows):
-            logits = self._decoder.logits(before[low : low + self._score_rows])
+            logits = self._forward.logits(before[low : low + self._score_rows])
             if not all(finite_rows(logits)):
                 raise _Broken("the model's output is not finite within the prompt")
             found += score(logits, targets[low : low + self._score_rows], n_top)

@@ -17,13 +17,15 @@ from kvasir.core.config import Config
 from kvasir.core.errors import ConfigError, DoesNotFit
 from kvasir.core.geometry import KvGeometry, ModelCard
 from kvasir.core.realm import Realm
+from kvasir.engine import computing
+from kvasir.engine.computing import Computing
 from kvasir.engine.machine import Machine, describe_machine
 from kvasir.engine.storage import Cap, disk_cap, host_cap
 from kvasir.kernels.linear import against_packing
-from kvasir.model.dtype import DtypeChoice, pick_dtype
 from kvasir.model.files import ModelFiles, open_model
 from kvasir.model.fingerprint import fingerprint, numerics_id, tokenizer_id
 from kvasir.model.memory import MemoryNeed, check_fits, estimate, gib, summary
+from kvasir.model.native_forward import weight_bytes
 from kvasir.model.source import is_demonstration, model_name
 from kvasir.model.spec import ModelSpec
 from kvasir.sched.limits import MAX_STEP_TOKENS
@@ -55,7 +57,8 @@ class Survey:
     device: torch.device
     dtype: torch.dtype
     threads: int
-    attention: backend.Backend
+    computing: Computing
+    attention: backend.Backend  # of torch
     memory: str  # what it takes and what there is, in words
     choices: tuple[Choice, ...]
 
@@ -74,13 +77,14 @@ def survey(config: Config, model: Path, cache: Path | None = None) -> Survey:
     machine = describe_machine()
     files = open_model(model)
     device, device_reason = _device(config, machine)
-    dtype = pick_dtype(device, config.dtype)
+    chosen = computing.choose(config, files.spec, device)
+    dtype = chosen.dtype
     kernel = backend.choose(backend.Situation(device=device, dtype=dtype.dtype), config.attention)
     threads = config.threads or machine.cores
-    room = _Room(config, files.spec, device, dtype, machine)
+    room = _Room(config, files.spec, device, chosen, machine)
     geometry, pool_reason = room.pool()
     pool = f"{gib(geometry.pool_bytes)}, {geometry.pool_tokens:,} tokens"
-    card = _card(config, files, dtype, geometry, room.window, cache)
+    card = _card(config, files, chosen, geometry, room.window, cache)
     disk = disk_cap(config)
     host = host_cap(
         config,
@@ -97,6 +101,7 @@ def survey(config: Config, model: Path, cache: Path | None = None) -> Survey:
         device=device,
         dtype=dtype.dtype,
         threads=threads,
+        computing=chosen,
         attention=kernel.backend,
         memory=summary(
             room.need,
@@ -107,8 +112,8 @@ def survey(config: Config, model: Path, cache: Path | None = None) -> Survey:
         choices=(
             Choice("device", str(device), (device_reason,)),
             Choice("dtype", dtype.name, (dtype.reason,)),
-            Choice("attention", kernel.backend.name, kernel.reasons),
-            _projections(device, dtype.dtype),
+            Choice("kernels", chosen.name, chosen.reasons),
+            *_by_kernels(chosen, device, kernel),
             Choice("kv pool", pool, (pool_reason,)),
             Choice("kv in host", gib(host.n_bytes), (host.reason,)),
             Choice("kv on disk", gib(disk.n_bytes), (disk.reason,)),
@@ -120,11 +125,12 @@ def survey(config: Config, model: Path, cache: Path | None = None) -> Survey:
 def _card(
     config: Config,
     files: ModelFiles,
-    dtype: DtypeChoice,
+    chosen: Computing,
     geometry: KvGeometry,
     window: int,
     cache: Path | None,
 ) -> ModelCard:
+    dtype, (computed_as, attention) = chosen.dtype, chosen.numerics
     return ModelCard(
         name=model_name(config.model),
         aliases=config.alias,
@@ -136,7 +142,7 @@ def _card(
         realm=Realm(
             weights=fingerprint(files.weight_files(), cache),
             numerics=numerics_id(
-                files.spec, dtype=dtype.name, kv_dtype=geometry.dtype, attention="exact"
+                files.spec, dtype=computed_as, kv_dtype=geometry.dtype, attention=attention
             ),
             tokenizer=tokenizer_id(files.path, files.metadata, cache),
             layout=geometry.layout_id,
@@ -173,6 +179,21 @@ def _device(config: Config, machine: Machine) -> tuple[torch.device, str]:
     return device, torch.cuda.get_device_name(device)
 
 
+def _by_kernels(
+    chosen: Computing, device: torch.device, attention: backend.Choice
+) -> tuple[Choice, ...]:
+    """What there is to say of the kernels that were chosen."""
+    if chosen.isa is not None:
+        return (
+            Choice("weights", chosen.weights, ("computed in the format in which they are kept",)),
+            Choice("kv format", chosen.kv_dtype, ("attended in this format",)),
+        )
+    return (
+        Choice("attention", attention.backend.name, attention.reasons),
+        _projections(device, chosen.dtype.dtype),
+    )
+
+
 def _projections(device: torch.device, dtype: torch.dtype) -> Choice:
     against = against_packing(device, dtype)
     if against:
@@ -188,36 +209,40 @@ class _Room:
         config: Config,
         spec: ModelSpec,
         device: torch.device,
-        dtype: DtypeChoice,
+        chosen: Computing,
         machine: Machine,
     ) -> None:
+        dtype = chosen.dtype
         self._config = config
-        self._dtype = dtype.name
+        self._dtype = dtype.name if chosen.weights in ("", "bf16") else chosen.weights
         self.window = min(spec.window, config.max_window or spec.window)
         self.available_bytes = (
             torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else machine.available_bytes
         )
-        need = estimate(
-            spec,
-            dtype_bytes=dtype.dtype.itemsize,
-            kv_dtype_bytes=dtype.dtype.itemsize,
-            step_tokens=MAX_STEP_TOKENS,
-            sampled_rows=config.max_running,
-        )
-        if spec.tied_embeddings and not against_packing(device, dtype.dtype):
-            # packing copies the embeddings for the output; as embeddings they stay as they were
-            copy_bytes = spec.vocab_size * spec.hidden * dtype.dtype.itemsize
-            need = dataclasses.replace(need, weights_bytes=need.weights_bytes + copy_bytes)
-        self.need: MemoryNeed = dataclasses.replace(need, window_tokens=self.window)
+        kv_dtype: torch.dtype = getattr(torch, chosen.kv_dtype)
         self._one_block = KvGeometry(
             n_layers=spec.n_layers,
             n_kv_heads=spec.n_kv_heads,
             head_dim=spec.head_dim,
-            dtype=dtype.name,
-            dtype_bytes=dtype.dtype.itemsize,
+            dtype=chosen.kv_dtype,
+            dtype_bytes=kv_dtype.itemsize,
             block_tokens=config.block_tokens,
             n_blocks=1,
         )
+        need = estimate(
+            spec,
+            dtype_bytes=dtype.dtype.itemsize,
+            kv_token_bytes=self._one_block.token_bytes,
+            step_tokens=MAX_STEP_TOKENS,
+            sampled_rows=config.max_running,
+        )
+        if chosen.isa is not None:
+            need = dataclasses.replace(need, weights_bytes=weight_bytes(spec, chosen.weights))
+        elif spec.tied_embeddings and not against_packing(device, dtype.dtype):
+            # packing copies the embeddings for the output; as embeddings they stay as they were
+            copy_bytes = spec.vocab_size * spec.hidden * dtype.dtype.itemsize
+            need = dataclasses.replace(need, weights_bytes=need.weights_bytes + copy_bytes)
+        self.need: MemoryNeed = dataclasses.replace(need, window_tokens=self.window)
 
     def pool(self) -> tuple[KvGeometry, str]:
         """The pool's geometry and the reason for its size: at least one window and a block."""

@@ -37,6 +37,11 @@ class BlockTable:
         return self._n
 
     @property
+    def address(self) -> int:
+        """Where the block ids lie on the host, int64, until blocks are next appended."""
+        return self._blocks.ctypes.data
+
+    @property
     def capacity_tokens(self) -> int:
         """Tokens that the table's blocks hold."""
         return self._n * self.block_tokens

@@ -53,7 +53,7 @@ def parameter_count(spec: ModelSpec) -> int:
 
 
 def estimate(
-    spec: ModelSpec, *, dtype_bytes: int, kv_dtype_bytes: int, step_tokens: int, sampled_rows: int
+    spec: ModelSpec, *, dtype_bytes: int, kv_token_bytes: int, step_tokens: int, sampled_rows: int
 ) -> MemoryNeed:
     """What a decoder of ``spec`` takes with steps of ``step_tokens`` that sample ``sampled_rows``.
 
@@ -68,7 +68,7 @@ def estimate(
         weights_bytes=parameter_count(spec) * dtype_bytes,
         step_bytes=step_tokens * row * dtype_bytes + 2 * 4 * sampled_rows * spec.vocab_size,
         loading_bytes=largest * dtype_bytes,
-        kv_token_bytes=2 * spec.n_layers * keys * kv_dtype_bytes,
+        kv_token_bytes=kv_token_bytes,
         window_tokens=spec.window,
     )
 

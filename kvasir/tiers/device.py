@@ -31,7 +31,7 @@ class DevicePool:
             geometry.n_layers,
             geometry.pool_tokens,
             geometry.n_kv_heads,
-            geometry.head_dim,
+            geometry.head_bytes // geometry.dtype_bytes,
         )
         dtype = getattr(torch, geometry.dtype)
         try:
@@ -53,6 +53,11 @@ class DevicePool:
     def planes(self, layer: int) -> tuple[Tensor, Tensor]:
         """The key and the value plane of ``layer``: [n_slots, H, d] each, views of the pool."""
         return self._layers[layer]
+
+    @property
+    def all_planes(self) -> tuple[Tensor, Tensor]:
+        """The key and the value planes of all layers: [n_layers, n_slots, …] each."""
+        return self._keys, self._values
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Put ``keys`` and ``values`` [N, H, d] into ``slots`` [N] of ``layer``."""

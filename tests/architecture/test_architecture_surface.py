@@ -21,7 +21,7 @@ SETTINGS = {
     "model", "alias", "device", "dtype", "attention", "threads", "home", "host", "port",
     "allowed_hosts", "keys", "kv_gib", "block_tokens", "max_window", "max_running", "max_waiting",
     "max_waiting_tokens", "step_budget_ms", "grace_s", "seed", "log_level", "host_gib", "disk_gib",
-    "audit_one_in",
+    "audit_one_in", "kernels", "weights", "kv_dtype",
 }  # fmt: skip
 
 ROUTES = {

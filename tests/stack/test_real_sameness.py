@@ -29,6 +29,7 @@ from kvasir.engine.runner import TorchRunner
 from kvasir.kv.cache import KvCache
 from kvasir.model.decoder import Decoder
 from kvasir.model.files import ModelFiles, open_model
+from kvasir.model.forward import TorchForward
 from kvasir.sched.limits import Limits
 from kvasir.sched.scheduler import Scheduler, Submit
 from kvasir.text.tokenizer import Tokenizer, tokenizer_from_gguf
@@ -102,7 +103,7 @@ class Real:
         self.cache = KvCache(self.geometry, realm(self.geometry), fit=FixedCosts(chunk_tokens))
         limits = Limits(window=2048, step_budget_s=1.0, answer_room_tokens=0)
         self.sched = Scheduler(self.cache, limits, clock)
-        runner = TorchRunner(decoder, pool, kernel.plan)
+        runner = TorchRunner(TorchForward(decoder, kernel.plan), pool)
         self.engine = Engine(self.sched, runner, clock, check_every_s=0)
         self.told: dict[str, Told] = {}
 

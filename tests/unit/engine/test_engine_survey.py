@@ -109,6 +109,7 @@ def test_every_decision_has_its_reasons(model: Path) -> None:
     assert set(subjects) == {
         "device",
         "dtype",
+        "kernels",
         "attention",
         "projections",
         "kv pool",

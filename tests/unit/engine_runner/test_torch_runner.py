@@ -20,6 +20,7 @@ from kvasir.engine.runner import TorchRunner
 from kvasir.kernels import reference
 from kvasir.kernels.paging import BlockTable, Span
 from kvasir.model.decoder import Decoder
+from kvasir.model.forward import TorchForward
 from kvasir.model.spec import ModelSpec, RopeSpec
 from kvasir.tiers.device import DevicePool
 
@@ -61,7 +62,8 @@ def runner_on(device: str, **settings: object) -> TorchRunner:
     pool.fill(math.nan)
     decoder = Decoder(SPEC, tensors, torch.float32, device)
     situation = Situation(device=torch.device(device), dtype=torch.float32)
-    return TorchRunner(decoder, pool, choose(situation).backend.plan, **settings)
+    forward = TorchForward(decoder, choose(situation).backend.plan)
+    return TorchRunner(forward, pool, **settings)
 
 
 def plain_logits(tokens: list[int]) -> torch.Tensor:

@@ -1,0 +1,198 @@
+"""A decoder as a native program: the same weights and the same function as ``model.decoder``, in
+one call per step on a CPU.
+
+Invariant: greedy output does not depend on batch, chunks, threads or cache, to the last bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvasir.kernels.native.library import Isa, required
+from kvasir.kernels.native.program import LayerParts, ModelParts, Planes, Program
+from kvasir.kernels.native.weights import FORMATS, gates_and_ups, pack, padded_vector
+from kvasir.kernels.paging import Span
+from kvasir.model.forward import AfterLayer, Computed
+from kvasir.model.rope import inverse_frequencies
+from kvasir.model.spec import ModelSpec
+from kvasir.tiers.device import DevicePool
+
+_MOST_WIDTH = 2**17  # of a row: native/generic.inc's kMostWidth
+_MOST_HEAD_DIM = 1024
+_MOST_INT8_INPUTS = 2**16  # sums of more products could leave 32 bits
+
+Tensors = Callable[[str, torch.dtype], Tensor]  # by Hugging Face name, as that dtype
+
+
+class NativeForward:
+    """A loaded model. Used by one thread only."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        tensors: Tensors,
+        *,
+        isa: Isa,
+        threads: int,
+        weights: str = "bf16",
+        int8_kv: bool = False,
+    ) -> None:
+        """Pack every weight from ``tensors`` in the format ``weights``. Raises ``DoesNotFit``."""
+        self._spec = spec
+        self._program = Program(_parts(spec, tensors, weights, int8_kv), isa, threads)
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._spec
+
+    @property
+    def exact(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        """End the threads."""
+        self._program.close()
+
+    def compute(
+        self,
+        tokens: Tensor,
+        spans: Sequence[Span],
+        pool: DevicePool,
+        asked: Sequence[int] = (),
+        after_layer: AfterLayer | None = None,
+    ) -> Computed:
+        keys, values = pool.all_planes
+        planes = Planes(keys=keys, values=values, block_tokens=pool.geometry.block_tokens)
+        hidden = self._program.hidden_rows(len(tokens))
+        rows = np.array(asked, dtype=np.int64)
+        n_layers = self._spec.n_layers
+        if after_layer is None:
+            layers = range(n_layers)
+            return Computed(hidden, self._program.run(tokens, spans, planes, hidden, rows, layers))
+        # somebody may end the step between two layers: a call for each
+        logits = torch.empty(0)
+        for layer in range(n_layers):
+            one = range(layer, layer + 1)
+            logits = self._program.run(tokens, spans, planes, hidden, rows, one)
+            after_layer(layer + 1)
+        return Computed(hidden, logits)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self._program.logits(hidden)
+
+
+def against(spec: ModelSpec, weights: str) -> list[str]:
+    """Why the native kernels cannot compute ``spec`` with such ``weights``; empty if they can."""
+    widest = max(spec.hidden, spec.intermediate, spec.n_heads * spec.head_dim)
+    reasons = []
+    if widest > _MOST_WIDTH:
+        reasons.append(f"a row of {widest} numbers is wider than {_MOST_WIDTH}")
+    if spec.head_dim > _MOST_HEAD_DIM:
+        reasons.append(f"heads of {spec.head_dim} are wider than {_MOST_HEAD_DIM}")
+    if spec.head_dim % 2:
+        reasons.append(f"heads of {spec.head_dim} have no halves to rotate")
+    if weights == "int8" and widest > _MOST_INT8_INPUTS:
+        reasons.append(f"int8 sums of {widest} products could overflow")
+    return reasons
+
+
+def weight_bytes(spec: ModelSpec, weights: str) -> int:
+    """Memory that the packed weights and the embedding take."""
+    library = required()
+    number = FORMATS[weights]
+    heads = spec.n_heads + 2 * spec.n_kv_heads
+    shapes = [
+        (heads * spec.head_dim, spec.hidden),
+        (spec.hidden, spec.n_heads * spec.head_dim),
+        (2 * spec.intermediate, spec.hidden),
+        (spec.hidden, spec.intermediate),
+    ]
+    layer: int = sum(library.kvasir_packed_bytes(number, *shape) for shape in shapes)
+    head: int = library.kvasir_packed_bytes(number, spec.vocab_size, spec.hidden)
+    return spec.n_layers * layer + head + 2 * spec.vocab_size * spec.hidden
+
+
+def _parts(spec: ModelSpec, tensors: Tensors, weights: str, int8_kv: bool) -> ModelParts:
+    library = required()
+    # of weights that are quantised here, every bit of the file counts
+    dtype = torch.bfloat16 if weights == "bf16" else torch.float32
+    frequencies, magnitude = inverse_frequencies(spec.rope, spec.head_dim)
+    embedding = tensors("model.embed_tokens.weight", torch.bfloat16).contiguous()
+    head = "model.embed_tokens.weight" if spec.tied_embeddings else "lm_head.weight"
+    return ModelParts(
+        hidden=spec.hidden,
+        n_heads=spec.n_heads,
+        n_kv_heads=spec.n_kv_heads,
+        head_dim=spec.head_dim,
+        intermediate=spec.intermediate,
+        vocab_size=spec.vocab_size,
+        norm_eps=spec.norm_eps,
+        rope_magnitude=magnitude,
+        frequencies=frequencies.contiguous(),
+        embedding=embedding,
+        final_norm=padded_vector(tensors("model.norm.weight", torch.float32)),
+        head=pack(library, tensors(head, dtype), None, weights),
+        layers=tuple(
+            _layer(library, spec, index, tensors, dtype, weights) for index in range(spec.n_layers)
+        ),
+        int8_kv=int8_kv,
+    )
+
+
+def _layer(
+    library: ctypes.CDLL,
+    spec: ModelSpec,
+    index: int,
+    tensors: Tensors,
+    dtype: torch.dtype,
+    weights: str,
+) -> LayerParts:
+    prefix = f"model.layers.{index}."
+
+    def take(name: str) -> Tensor:
+        return tensors(prefix + name, dtype)
+
+    def norm(name: str) -> Tensor:
+        return padded_vector(tensors(f"{prefix}{name}.weight", torch.float32))
+
+    def joined(names: Sequence[str], kind: str) -> Tensor:
+        return torch.cat([take(f"{name}.{kind}") for name in names])
+
+    attention = [f"self_attn.{name}_proj" for name in "qkv"]
+    biases = [spec.qkv_bias, spec.output_bias, spec.mlp_bias]
+    qkv_bias, output_bias, mlp_bias = biases
+    gate_up = (take("mlp.gate_proj.weight"), take("mlp.up_proj.weight"))
+    gate_up_bias = (
+        gates_and_ups(take("mlp.gate_proj.bias"), take("mlp.up_proj.bias")) if mlp_bias else None
+    )
+    return LayerParts(
+        attention_norm=norm("input_layernorm"),
+        query_norm=norm("self_attn.q_norm") if spec.qk_norm else None,
+        key_norm=norm("self_attn.k_norm") if spec.qk_norm else None,
+        feed_forward_norm=norm("post_attention_layernorm"),
+        qkv=pack(
+            library,
+            joined(attention, "weight"),
+            joined(attention, "bias") if qkv_bias else None,
+            weights,
+        ),
+        output=pack(
+            library,
+            take("self_attn.o_proj.weight"),
+            take("self_attn.o_proj.bias") if output_bias else None,
+            weights,
+        ),
+        gate_up=pack(library, gates_and_ups(*gate_up), gate_up_bias, weights),
+        down=pack(
+            library,
+            take("mlp.down_proj.weight"),
+            take("mlp.down_proj.bias") if mlp_bias else None,
+            weights,
+        ),
+        window=spec.window_of(index),
+    )

@@ -1,0 +1,31 @@
+// The kernels for avx512. Compiled for a plain x86-64, but for the region below.
+#include <immintrin.h>
+
+#include "kernels.h"
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")
+namespace kvasir {
+namespace {
+
+constexpr int kRowBlock = 24;    // rows of a projection that share a panel
+constexpr int kTileRows = 12;   // queries whose scores are held at a time
+constexpr int kAttendRows = 128;  // queries of one task, which share packed keys
+constexpr int kMostWidth = 1 << 17;
+constexpr int kMostHeadDim = 1024;
+#define KVASIR_BF16 0
+#define KVASIR_VNNI 0
+#include "vector512.inc"
+#include "mma_vector.inc"
+#include "generic.inc"
+
+}  // namespace
+#pragma GCC pop_options
+
+extern const Kernels kernels_avx512;
+const Kernels kernels_avx512 = {
+    "avx512", kAttendRows, linear, norm, quantise, rotate, attend, merge, attend_scratch_bytes,
+    nullptr, nullptr,
+};
+
+}  // namespace kvasir
