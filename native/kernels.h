@@ -21,11 +21,17 @@ struct Rows {
   int64_t stride;
 };
 
-// Memory that is asked for beside a product, a step further at each of its pairs; null: none.
-struct Ahead {
-  const uint8_t* at;
-  int step;  // bytes
-};
+// How a product begins: from zero; from zero, with a panel that streams in from memory; from what c
+// holds, so that a sum may be taken in parts without rounding otherwise.
+enum Mma { kFresh, kStream, kAccumulate };
+
+// With no more rows than these, memory bounds a product, and the panel is asked for so many bytes
+// ahead.
+constexpr int kStreamRows = 4;
+constexpr int kStreamAhead = 6144;
+
+// Of each head: no more queries than these share out the pieces of their text.
+constexpr int kFewQueries = 32;
 
 enum Then : int32_t { kStore, kAdd, kSiluTimes };
 
@@ -78,16 +84,14 @@ struct AttendTask {
   const bf16* queries;  // [n, n_heads, head_dim], from the task's first row on
   bf16* out;            // [n, out_stride], likewise
   int64_t out_stride;
-  float* partial;       // null, or states [piece, end_piece) x [kv_head, end_kv_head) x queries
+  float* partial;       // null, or for few queries their states [n_kv_heads, queries], by piece
   const uint8_t* keys;
   const uint8_t* values;
   const int64_t* blocks;
   int64_t block_tokens;
   int64_t position, n;  // of the task's first row; rows
-  int32_t kv_head, end_kv_head;
+  int32_t kv_head;      // not of few queries: they are of all heads
   int64_t piece, end_piece;
-  bool fetched;         // the first piece has been asked for by the task before
-  bool fetch_next;      // ask for the piece behind the last one: this thread attends it next
   uint8_t* scratch;
 };
 

@@ -11,8 +11,6 @@ namespace kvasir {
 namespace {
 
 constexpr int64_t kPartRows = 512;     // their activations stay in the cache of one layer's phases
-constexpr int64_t kSplitQueries = 64;  // of fewer, the pieces of the text are shared out
-constexpr int64_t kPiecesAtOnce = 1;  // that one thread takes, to ask for the next from memory
 constexpr int64_t kRowsAtOnce = 16;    // of the phases that go row by row
 
 float from_bf16(bf16 x) {
@@ -43,7 +41,7 @@ void* Buffer::at_least(size_t n_bytes) {
 struct Program::Unit {  // one attention task: all pieces of one KV head, or one piece of all heads
   const Span* span;
   int64_t row, n;      // of the step
-  int32_t kv_head, end_kv_head;
+  int32_t kv_head;
   int64_t piece, end_piece;
   int64_t partial;  // offset in floats, or -1
 };
@@ -110,7 +108,7 @@ void Program::plan_attention(const Step& step, Part& part) const {
     const int64_t low = std::max(span.row, part.row);
     const int64_t high = std::min(span.row + span.n, part.row + part.n);
     if (low >= high) continue;
-    const bool split = (high - low) * group <= kSplitQueries;
+    const bool split = (high - low) * group <= kFewQueries;
     const int64_t first = low + (high - low - 1) / rows_at_once * rows_at_once;
     for (int64_t row = first; row >= low; row -= rows_at_once) {
       const int64_t n = std::min(rows_at_once, high - row);
@@ -118,11 +116,11 @@ void Program::plan_attention(const Step& step, Part& part) const {
       const int64_t pieces = (end + kPiece - 1) / kPiece;
       if (!split || pieces == 1) {
         for (int32_t head = 0; head < model_.n_kv_heads; ++head)
-          part.units.push_back({&span, row, n, head, head + 1, 0, pieces, -1});
+          part.units.push_back({&span, row, n, head, 0, pieces, -1});
         continue;
       }
       // all heads of a piece together: their rows lie side by side
-      Unit unit{&span, row, n, 0, model_.n_kv_heads, 0, pieces, part.partial_floats};
+      Unit unit{&span, row, n, 0, 0, pieces, part.partial_floats};
       part.merges.push_back(unit);
       const int64_t states = n * model_.n_heads * state_floats(model_);
       for (int64_t piece = 0; piece < pieces; ++piece) {
@@ -225,7 +223,7 @@ void Program::layer(const Step& step, const Part& part, int index, int thread) {
 void Program::attend(const Step& step, const Part& part, int index, int thread) {
   const auto* queries = static_cast<const bf16*>(heads_.at_least(0));
   auto* partial = static_cast<float*>(partial_.at_least(0));
-  auto task_of = [&](const Unit& unit, bool fetched, bool fetch_next) {
+  auto task_of = [&](const Unit& unit) {
     const int64_t row = unit.row - part.row;
     return AttendTask{&model_,
                       &model_.layers[index],
@@ -240,27 +238,16 @@ void Program::attend(const Step& step, const Part& part, int index, int thread) 
                       unit.span->start + unit.row - unit.span->row,
                       unit.n,
                       unit.kv_head,
-                      unit.end_kv_head,
                       unit.piece,
                       unit.end_piece,
-                      fetched,
-                      fetch_next,
                       static_cast<uint8_t*>(scratch_.at_least(0)) + thread * scratch_stride_};
   };
-  const auto& units = part.units;
-  auto follows = [&](int64_t i, int64_t j) {
-    return units[i].partial >= 0 && units[i].row == units[j].row &&
-           units[j].piece == units[i].piece + 1;
-  };
-  team_.share(int64_t(units.size()), part.merges.empty() ? 1 : kPiecesAtOnce,
-              [&](int64_t first, int64_t end) {
-                for (int64_t i = first; i < end; ++i)
-                  kernels_.attend(task_of(units[i], i > first && follows(i - 1, i),
-                                          i + 1 < end && follows(i, i + 1)));
-              });
+  team_.share(int64_t(part.units.size()), 1, [&](int64_t first, int64_t) {
+    kernels_.attend(task_of(part.units[first]));
+  });
   if (part.merges.empty()) return;
   team_.share(int64_t(part.merges.size()), 8, [&](int64_t first, int64_t end) {
-    for (int64_t i = first; i < end; ++i) kernels_.merge(task_of(part.merges[i], false, false));
+    for (int64_t i = first; i < end; ++i) kernels_.merge(task_of(part.merges[i]));
   });
 }
 
