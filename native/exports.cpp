@@ -2,6 +2,7 @@
 #include <exception>
 
 #include "isa.h"
+#include "limits.h"
 #include "pack.h"
 #include "program.h"
 
@@ -55,6 +56,25 @@ int kvasir_run(void* program, const Step* step) {
 
 int64_t kvasir_scratch_bytes(const void* program) {
   return int64_t(static_cast<const Program*>(program)->scratch_bytes());
+}
+
+// 0 where memory is short
+double kvasir_read_rate(int threads, int64_t bytes) {
+  try {
+    return read_rate(threads, bytes);
+  } catch (const std::exception&) {
+    return 0;
+  }
+}
+
+// 0 where the instruction set cannot run here or threads cannot be had
+double kvasir_peak_rate(int isa, int32_t kind, int threads) {
+  if (*against(isa)) return 0;
+  try {
+    return peak_rate(kernels_of(isa), Peak(kind), threads);
+  } catch (const std::exception&) {
+    return 0;
+  }
 }
 
 }  // extern "C"

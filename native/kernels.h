@@ -95,6 +95,9 @@ struct AttendTask {
   uint8_t* scratch;
 };
 
+// What is multiplied at a peak rate: bfloat16 or bytes.
+enum Peak : int32_t { kPeakBf16, kPeakBytes };
+
 struct Kernels {
   const char* name;
   int attend_rows;  // queries of one attention task
@@ -107,6 +110,7 @@ struct Kernels {
   int64_t (*attend_scratch_bytes)(const Model&);
   void (*begin)();  // of a step, on each thread
   void (*end)();
+  double (*peak)(Peak kind, double seconds);  // operations per second of one thread, at most
 };
 
 // Bytes of the state of one query: highest score, total, values.

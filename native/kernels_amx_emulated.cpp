@@ -1,5 +1,6 @@
 // The kernels for AMX on emulated tiles, for tests. Compiled for a plain x86-64, but for the region below.
 #include <immintrin.h>
+#include <time.h>
 
 #include "kernels.h"
 
@@ -20,6 +21,7 @@ constexpr int kMostHeadDim = 1024;
 thread_local bool configured = false;
 #include "mma_tiles.inc"
 #include "generic.inc"
+#include "peak_tiles.inc"
 
 }  // namespace
 #pragma GCC pop_options
@@ -27,7 +29,7 @@ thread_local bool configured = false;
 extern const Kernels kernels_amx_emulated;
 const Kernels kernels_amx_emulated = {
     "amx_emulated", kAttendRows, linear, norm, quantise, rotate, attend, merge, attend_scratch_bytes,
-    begin_step, end_step,
+    begin_step, end_step, peak,
 };
 
 }  // namespace kvasir

@@ -1,5 +1,6 @@
 // The kernels for avx512. Compiled for a plain x86-64, but for the region below.
 #include <immintrin.h>
+#include <time.h>
 
 #include "kernels.h"
 
@@ -18,6 +19,7 @@ constexpr int kMostHeadDim = 1024;
 #include "vector512.inc"
 #include "mma_vector.inc"
 #include "generic.inc"
+#include "peak_vector.inc"
 
 }  // namespace
 #pragma GCC pop_options
@@ -25,7 +27,7 @@ constexpr int kMostHeadDim = 1024;
 extern const Kernels kernels_avx512;
 const Kernels kernels_avx512 = {
     "avx512", kAttendRows, linear, norm, quantise, rotate, attend, merge, attend_scratch_bytes,
-    nullptr, nullptr,
+    nullptr, nullptr, peak,
 };
 
 }  // namespace kvasir

@@ -24,11 +24,18 @@ void wake_all(std::atomic<uint32_t>& word) {
 }  // namespace
 
 Team::Team(int size) : size_(size < 1 ? 1 : size) {
-  for (int thread = 1; thread < size_; ++thread)
-    threads_.emplace_back([this, thread] { serve(thread); });
+  try {
+    for (int thread = 1; thread < size_; ++thread)
+      threads_.emplace_back([this, thread] { serve(thread); });
+  } catch (...) {
+    end();  // those that did start; a thread that nobody joins would end the process
+    throw;
+  }
 }
 
-Team::~Team() {
+Team::~Team() { end(); }
+
+void Team::end() {
   ending_ = true;
   steps_.fetch_add(1);
   wake_all(steps_);

@@ -43,6 +43,7 @@ class Team {
 
  private:
   void serve(int thread);
+  void end();
 
   const int size_;
   std::vector<std::thread> threads_;

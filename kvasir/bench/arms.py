@@ -7,16 +7,18 @@ it was skipped.
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kvasir.bench.candidate import Setup
+from kvasir.bench.vllm_env import vllm_env
 from kvasir.bench.workload import Workload
 from kvasir.core.errors import ModelError
 from kvasir.model.files import ModelFiles
@@ -35,6 +37,7 @@ class Arm:
     python: str
     per_shape: bool  # see ``measure.measure``
     skipped: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)  # of its worker, beside what all have
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -61,6 +64,7 @@ class Plan:
     dtype: str
     threads: int
     llama_python: str
+    vllm_python: str
     flash_attention: tuple[bool, ...]  # llama.cpp's switch, one set of columns for each
     kv_gib: float = 0.0  # 0 = ``pool_gib``
 
@@ -77,6 +81,8 @@ def arms(plan: Plan, engines: tuple[str, ...]) -> Iterator[Arm]:
             missing = importlib.util.find_spec("transformers") is None
             why = "the transformers library is not installed" if missing else ""
             yield _arm(plan, "transformers", "transformers", plan.checkpoint, skipped=why)
+        elif engine == "vllm":
+            yield _vllm_arm(plan)
         else:
             yield from _llama_arms(plan)
 
@@ -88,6 +94,18 @@ def _arm(plan: Plan, name: str, engine: str, weights: Path, *, skipped: str = ""
         python=sys.executable,
         per_shape=True,  # oneDNN makes its kernels when a shape is first met
         skipped=skipped,
+    )
+
+
+def _vllm_arm(plan: Plan) -> Arm:
+    python = plan.vllm_python
+    return Arm(
+        name="vLLM",
+        setup=_setup(plan, "vllm", plan.checkpoint),
+        python=python,
+        per_shape=True,  # as above
+        skipped=why_no_vllm(python),
+        env=vllm_env(python, threads=plan.threads, cache=plan.cache / "vllm", base=os.environ),
     )
 
 
@@ -141,20 +159,30 @@ def file_kind(files: ModelFiles) -> str:
 
 def why_no_llama(python: str) -> str:
     """Why ``python`` cannot run llama.cpp; "" if it can."""
+    return _why_not(python, "import llama_cpp", "llama.cpp", "llama_cpp", "--llama-python")
+
+
+def why_no_vllm(python: str) -> str:
+    """Why ``python`` cannot run vLLM; "" if it can."""
+    return _why_not(python, "from vllm import LLMEngine", "vLLM", "vllm", "--vllm-python")
+
+
+def _why_not(python: str, statement: str, engine: str, module: str, option: str) -> str:
+    """Why ``python`` cannot carry out an import ``statement``; "" if it can."""
     try:
         done = subprocess.run(
-            [python, "-c", "import llama_cpp"],
+            [python, "-c", statement],
             capture_output=True,
             text=True,
             timeout=120,
             check=False,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        return f"the interpreter for llama.cpp does not run: {type(error).__name__}"
+        return f"the interpreter for {engine} does not run: {type(error).__name__}"
     if done.returncode == 0:
         return ""
     last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-    return f"llama_cpp cannot be imported ({last}); see --llama-python"
+    return f"{module} cannot be imported ({last}); see {option}"
 
 
 def _setup(plan: Plan, engine: str, weights: Path, *, flash_attention: bool = False) -> Setup:

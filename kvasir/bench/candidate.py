@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
-ENGINES = ("kvasir", "transformers", "llama_cpp")
+ENGINES = ("kvasir", "transformers", "llama_cpp", "vllm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class Setup:
     client_tokens: int  # of a prompt with its answer, where several are answered at once
     home: str  # a folder for what the engine wants to keep
     flash_attention: bool = False  # llama.cpp's switch; the others have none
-    kv_gib: float = 0.0  # Kvasir's KV pool; 0 = what it takes by itself
+    kv_gib: float = 0.0  # the KV pool of an engine that has one; 0 = what it takes by itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kvasir.bench.workload import Sizes
 
-CHOICES = ("kvasir", "transformers", "llama.cpp")
+CHOICES = ("kvasir", "transformers", "llama.cpp", "vllm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,7 @@ class Options:
     threads: int
     kv_gib: float  # 0: for this workload
     llama_python: str
+    vllm_python: str
     flash_attention: tuple[bool, ...]
     timeout_s: float
     command: str

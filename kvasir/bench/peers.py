@@ -21,6 +21,7 @@ from kvasir.core.errors import ConfigError
 from kvasir.engine.machine import usable_cores
 
 LLAMA_PYTHON = "KVASIR_BENCH_LLAMA_PYTHON"
+VLLM_PYTHON = "KVASIR_BENCH_VLLM_PYTHON"
 TEST_DATA = "KVASIR_TEST_DATA"
 
 
@@ -77,6 +78,7 @@ def parse(argv: Sequence[str], env: Mapping[str, str]) -> Options:
         threads=given.threads,
         kv_gib=given.kv_gib,
         llama_python=given.llama_python,
+        vllm_python=given.vllm_python,
         flash_attention={"off": (False,), "on": (True,), "both": (False, True)}[
             given.llama_flash_attention
         ],
@@ -106,13 +108,21 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument(
-        "--kv-gib", type=float, default=0.0, help="Kvasir's KV pool; default: for this workload"
+        "--kv-gib",
+        type=float,
+        default=0.0,
+        help="the KV pool of Kvasir and of vLLM; default: for this workload",
     )
     parser.add_argument("--home", type=Path, help="where the peers' weights are kept")
     parser.add_argument(
         "--llama-python",
         default=env.get(LLAMA_PYTHON) or sys.executable,
         help=f"an interpreter that has llama_cpp; default: {LLAMA_PYTHON}, else this one",
+    )
+    parser.add_argument(
+        "--vllm-python",
+        default=env.get(VLLM_PYTHON) or sys.executable,
+        help=f"an interpreter that has vllm; default: {VLLM_PYTHON}, else this one",
     )
     parser.add_argument(
         "--llama-flash-attention",

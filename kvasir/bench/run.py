@@ -69,6 +69,7 @@ def run(options: Options, say: Say) -> Report:
         dtype=options.dtype,
         threads=options.threads,
         llama_python=options.llama_python,
+        vllm_python=options.vllm_python,
         flash_attention=options.flash_attention,
         kv_gib=options.kv_gib,
     )
@@ -113,6 +114,7 @@ def _turn(
     """One repeat of one arm; a failure is noted and ends the turn."""
     arm = column.arm
     env = environment(os.environ, threads=arm.setup.threads, import_path=import_path)
+    env.update(arm.env)
     command = [arm.python, "-m", "kvasir.bench.worker"]
     try:
         with Worker(command, env=env, cwd=import_path, timeout_s=timeout_s) as worker:

@@ -14,7 +14,7 @@ TYPER_SETTINGS = {
         "allow_interspersed_args": False,  # what follows NAME is the measurement's
     }
 }
-MEASUREMENTS = ("peers", "restore", "planning", "layout", "storage")
+MEASUREMENTS = ("peers", "restore", "planning", "layout", "storage", "quality", "kernels")
 
 
 def command(
@@ -23,7 +23,9 @@ def command(
 ) -> None:
     """Measure speed: `peers` compares with other engines on the same weights, `restore` shows what
     a question costs on a text that is kept, `planning` what a step costs to plan over short and
-    long texts, `layout` how KV is best arranged in memory, `storage` how on a disk.
+    long texts, `layout` how KV is best arranged in memory, `storage` how on a disk, `kernels` how
+    near the native kernels come to the machine's limits; and quality: `quality` compares each
+    format of weights and KV with float32.
 
     What follows NAME goes to the measurement; `kvasir bench NAME --help` lists it.
     """

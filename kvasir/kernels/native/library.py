@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.machinery
-from ctypes import POINTER, c_char_p, c_int, c_int32, c_int64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -110,6 +110,8 @@ def _declare(library: ctypes.CDLL) -> None:
         ("kvasir_close", None, (c_void_p,)),
         ("kvasir_run", c_int, (c_void_p, step)),
         ("kvasir_scratch_bytes", c_int64, (c_void_p,)),
+        ("kvasir_read_rate", c_double, (c_int, c_int64)),
+        ("kvasir_peak_rate", c_double, (c_int, c_int32, c_int)),
     ):
         function = getattr(library, name)
         function.restype = result

@@ -70,6 +70,7 @@ def plan(tmp_path: Path, **changes: object) -> Plan:
         dtype="bfloat16",
         threads=2,
         llama_python=sys.executable,
+        vllm_python=sys.executable,
         flash_attention=(False,),
     )
     return replace(made, **changes)  # type: ignore[arg-type]
@@ -84,11 +85,11 @@ def parse(*argv: str, env: dict[str, str] | None = None) -> Options:
 
 def test_defaults_are_those_of_a_recorded_run() -> None:
     options = parse()
-    assert options.engines == ("kvasir", "transformers", "llama.cpp")
+    assert options.engines == ("kvasir", "transformers", "llama.cpp", "vllm")
     assert (options.repeats, options.sizes, options.dtype) == (3, FULL, "bfloat16")
     assert options.flash_attention == (False, True)
     assert parse("--llama-flash-attention", "on").flash_attention == (True,)
-    assert options.llama_python == sys.executable
+    assert options.llama_python == options.vllm_python == sys.executable
     assert options.text is None
     assert options.out.parent == options.home / "bench"
 
@@ -98,20 +99,26 @@ def test_quick_is_small_and_once_unless_repeats_are_given() -> None:
     assert parse("--quick", "--repeats", "2").repeats == 2
 
 
-def test_the_environment_names_the_text_and_the_interpreter_of_llama(tmp_path: Path) -> None:
+def test_the_environment_names_the_text_and_the_interpreters(tmp_path: Path) -> None:
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "a.txt").touch()
-    env = {"KVASIR_TEST_DATA": str(tmp_path), "KVASIR_BENCH_LLAMA_PYTHON": "other-python"}
+    env = {
+        "KVASIR_TEST_DATA": str(tmp_path),
+        "KVASIR_BENCH_LLAMA_PYTHON": "other-python",
+        "KVASIR_BENCH_VLLM_PYTHON": "third-python",
+    }
     options = parse(env=env)
     assert options.text == tmp_path / "books" / "a.txt"
     assert options.llama_python == "other-python"
+    assert options.vllm_python == "third-python"
+    assert parse("--vllm-python", "p", env=env).vllm_python == "p"
     assert parse("--text", "b.txt", "--llama-python", "p", env=env).text == Path("b.txt")
 
 
 @pytest.mark.parametrize(
     "argv",
     [
-        ("--engines", "vllm"),
+        ("--engines", "sglang"),
         ("--engines", ","),
         ("--repeats", "0"),
         ("--threads", "-1"),
@@ -173,6 +180,30 @@ def test_an_engine_that_is_not_there_stays_in_the_report_with_the_reason(
     assert "llama_cpp is not here" in lacks.skipped
 
 
+def test_vllm_runs_the_checkpoint_in_an_environment_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arms_module, "why_no_vllm", lambda python: "")
+    (found,) = arms(plan(tmp_path, vllm_python="their-python"), ("vllm",))
+    assert (found.name, found.skipped, found.python) == ("vLLM", "", "their-python")
+    assert (found.setup.engine, found.setup.weights) == ("vllm", str(tmp_path / "checkpoint"))
+    assert found.setup.kv_gib > 0
+    assert found.per_shape
+    assert found.env["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert found.env["VLLM_CACHE_ROOT"].startswith(str(tmp_path / "cache"))
+    assert str(tmp_path) not in str(found.settings)
+
+
+def test_without_vllm_its_column_says_why(tmp_path: Path) -> None:
+    lacking = interpreter(tmp_path, "lacking")
+    Path(lacking).write_text(f"#!{PYTHON} -S\nraise ImportError('vllm is not here')\n")
+    (lacks,) = arms(plan(tmp_path, vllm_python=lacking), ("vllm",))
+    assert "vllm is not here" in lacks.skipped
+    assert "--vllm-python" in lacks.skipped
+    (nowhere,) = arms(plan(tmp_path, vllm_python=str(tmp_path / "none")), ("vllm",))
+    assert "the interpreter for vLLM does not run" in nowhere.skipped
+
+
 def test_weights_that_llama_cannot_have_are_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +257,15 @@ def test_engines_take_turns_and_a_failure_stays_its_own(
     # what the failing engine had said before stays
     assert "serial" in {s.figure for s in columns[1].samples}
     assert not columns[3].samples
+
+
+def test_an_arm_adds_to_the_environment_of_its_worker(tmp_path: Path) -> None:
+    path = Path(interpreter(tmp_path, "one"))
+    path.write_text(path.read_text().replace('"a note"', 'os.environ["X"]'))
+    (base,) = arms(plan(tmp_path), ("transformers",))
+    column = run._Column(replace(base, python=str(path), env={"X": "seen"}))
+    run._take_turns([column], QUICK_PROMPTS, parse("--quick"), lambda text: None)
+    assert column.report().notes == ("seen",)
 
 
 def test_ours_is_also_measured_over_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
