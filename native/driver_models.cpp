@@ -117,7 +117,6 @@ void draw_sizes(Chance& chance, Model& m, bool long_texts) {
   while (group > 1 && group * m.n_kv_heads * m.head_dim > most) group /= 2;
   while (m.n_kv_heads > 1 && group * m.n_kv_heads * m.head_dim > most) --m.n_kv_heads;
   m.n_heads = group * m.n_kv_heads;
-  m.codec = chance.one_in(2) ? kPlain : kRotatedInt8;
   m.norm_eps = 1e-6f;
   m.rope_magnitude = chance.one_in(3) ? 1.1f : 1.0f;
 }
@@ -273,6 +272,7 @@ std::unique_ptr<Drawn> draw(uint64_t seed, int number) {
   Model& m = drawn->model;
   const bool long_texts = number % 2 == 0;
   draw_sizes(chance, m, long_texts);
+  m.codec = number / 2 % 2 ? kRotatedInt8 : kPlain;
   drawn->block_tokens = chance.of({1, 4, 16, 64});
   int formats[5];
   const int all = int(chance.between(kBf16, kInt4));

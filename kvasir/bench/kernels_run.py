@@ -43,7 +43,7 @@ SCHEMA = "kvasir-bench-kernels/1"
 WEIGHTS = ("bf16", "int8", "int4")
 KV = ("bf16", "int8")
 BLOCK_TOKENS = 64
-# Activations of 16 bits take two products of bytes with each weight.
+# By the format of weights or KV. What they are multiplied with has 16 bits: two products of bytes.
 PRODUCTS = {"bf16": ("bf16", 1), "int8": ("int8", 2), "int4": ("int8", 2)}
 
 Say = Callable[[str], None]
@@ -104,9 +104,13 @@ class LimitSamples:
             rate = statistics.median(self.read_bytes_per_s[threads])
             return (work.weight_bytes + work.kv_bytes) / rate / took
         peaks = {k: statistics.median(v) for k, v in self.peak_operations_per_s.items()}
-        kind, products = PRODUCTS[case.weights]
-        linear = products * work.linear_operations / peaks[kind]
-        return (linear + work.attention_operations / peaks["bf16"]) / took
+
+        def least_s(operations: float, number_format: str) -> float:
+            kind, products = PRODUCTS[number_format]
+            return products * operations / peaks[kind]
+
+        linear_s = least_s(work.linear_operations, case.weights)
+        return (linear_s + least_s(work.attention_operations, case.kv)) / took
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from kvasir.kernels.native.library import Isa, isas
 from kvasir.kernels.paging import BlockTable, Span
 from kvasir.kernels.quantise import to_int4, to_int8
 from kvasir.model.names import expected_tensors
-from kvasir.model.native_forward import NativeForward
+from kvasir.model.native_forward import NativeForward, head_weights
 from kvasir.model.rope import inverse_frequencies
 from kvasir.model.spec import ModelSpec, RopeSpec
 from kvasir.tiers.device import DevicePool
@@ -147,8 +147,9 @@ def kept_weights(tensors: dict[str, Tensor], weights: str) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         plain = tensor.dim() == 1 or "embed" in name
         kept[name] = (tensor if plain else change[weights](tensor)).double()
-    if "lm_head.weight" not in kept:
-        kept["lm_head.weight"] = change[weights](tensors["model.embed_tokens.weight"]).double()
+    tied = "lm_head.weight" not in tensors
+    head = tensors["model.embed_tokens.weight" if tied else "lm_head.weight"]
+    kept["lm_head.weight"] = change[head_weights(weights)](head).double()
     return kept
 
 

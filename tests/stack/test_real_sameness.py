@@ -1,9 +1,10 @@
-"""The same prompt gives the same greedy tokens however it is read, on the real model in float32.
+"""The same prompt gives the same greedy tokens however it is read, on the real model.
 
 Whole or in chunks of any size, alone or in a batch, fresh or from reused blocks and tails, before
-or after a preemption. Sums are rounded differently in different shapes, so where the two likeliest
-tokens lie within rounding of each other the choice may differ: such places are counted, and must
-be at most one in two hundred tokens. Greedy text also equals the transformers library's.
+or after a preemption. From native kernels every token is the same. In torch, here in float32, sums
+are rounded differently in different shapes, so where the two likeliest tokens lie within rounding
+of each other the choice may differ: such places are counted, and must be at most one in two hundred
+tokens. Greedy text in float32 also equals the transformers library's.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from kvasir.core.geometry import KvGeometry
 from kvasir.core.requests import Request, Sampling
 from kvasir.engine.engine import Engine
 from kvasir.engine.runner import TorchRunner
+from kvasir.kernels.native.library import best
 from kvasir.kv.cache import KvCache
 from kvasir.model.decoder import Decoder
 from kvasir.model.files import ModelFiles, open_model
-from kvasir.model.forward import TorchForward
+from kvasir.model.forward import Forward, TorchForward
+from kvasir.model.native_forward import NativeForward
 from kvasir.sched.limits import Limits
 from kvasir.sched.scheduler import Scheduler, Submit
 from kvasir.text.tokenizer import Tokenizer, tokenizer_from_gguf
@@ -72,30 +75,37 @@ class Told:
     usage: Usage | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The real model in something that computes it."""
+
+    forward: Forward
+    dtype: str
+    rounding: float  # nats between the two likeliest tokens that rounding may turn round
+
+
 class Real:
     """The real model behind a fresh pool and scheduler."""
 
     def __init__(
         self,
-        decoder: Decoder,
+        model: Model,
         *,
         chunk_tokens: int = 4096,
         n_blocks: int = 96,
         block_tokens: int = 16,
     ) -> None:
-        spec = decoder.spec
+        spec = model.forward.spec
         self.geometry = KvGeometry(
             n_layers=spec.n_layers,
             n_kv_heads=spec.n_kv_heads,
             head_dim=spec.head_dim,
-            dtype="float32",
-            dtype_bytes=4,
+            dtype=model.dtype,
+            dtype_bytes=getattr(torch, model.dtype).itemsize,
             block_tokens=block_tokens,
             n_blocks=n_blocks,
         )
-        device = torch.device("cpu")
-        kernel = backend.choose(backend.Situation(device=device, dtype=torch.float32)).backend
-        pool = DevicePool(self.geometry, device)
+        pool = DevicePool(self.geometry, "cpu")
         for layer in range(spec.n_layers):  # whoever reads what nobody wrote, reads nonsense
             for plane in pool.planes(layer):
                 plane.fill_(float("nan"))
@@ -103,7 +113,7 @@ class Real:
         self.cache = KvCache(self.geometry, realm(self.geometry), fit=FixedCosts(chunk_tokens))
         limits = Limits(window=2048, step_budget_s=1.0, answer_room_tokens=0)
         self.sched = Scheduler(self.cache, limits, clock)
-        runner = TorchRunner(TorchForward(decoder, kernel.plan), pool)
+        runner = TorchRunner(model.forward, pool)
         self.engine = Engine(self.sched, runner, clock, check_every_s=0)
         self.told: dict[str, Told] = {}
 
@@ -143,7 +153,8 @@ class Real:
 class Tally:
     """Compares answers with the first ones and counts the places that rounding decided."""
 
-    def __init__(self) -> None:
+    def __init__(self, rounding: float) -> None:
+        self.rounding = rounding
         self.compared = 0
         self.ties = 0
 
@@ -152,7 +163,7 @@ class Tally:
         for right, token, gap in zip(expected.tokens, tokens, expected.gaps, strict=True):
             self.compared += 1
             if token != right:
-                assert gap < ROUNDING, f"{token} instead of {right}, which leads by {gap} nats"
+                assert gap < self.rounding, f"{token} instead of {right}, which leads by {gap} nats"
                 self.ties += 1
                 return  # what follows answers another text
 
@@ -162,11 +173,18 @@ def files(embedded_gguf: Path) -> ModelFiles:
     return open_model(embedded_gguf)
 
 
-@pytest.fixture(scope="module")
-def decoder(files: ModelFiles) -> Decoder:
+@pytest.fixture(scope="module", params=["native", "torch"])
+def model(request: pytest.FixtureRequest, files: ModelFiles) -> Model:
     torch.set_num_threads(2)
+    if request.param == "native":
+        isa = best()
+        if isa is None:
+            pytest.skip("there are no native kernels here")
+        return Model(NativeForward(files.spec, files.tensor, isa=isa, threads=2), "bfloat16", 0.0)
     device, dtype = torch.device("cpu"), torch.float32
-    return Decoder(files.spec, lambda name: files.tensor(name, dtype, device), dtype, device)
+    decoder = Decoder(files.spec, lambda name: files.tensor(name, dtype, device), dtype, device)
+    kernel = backend.choose(backend.Situation(device=device, dtype=dtype)).backend
+    return Model(TorchForward(decoder, kernel.plan), "float32", ROUNDING)
 
 
 @pytest.fixture(scope="module")
@@ -180,42 +198,42 @@ def prompts(tokenizer: Tokenizer) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def alone(decoder: Decoder, prompts: list[list[int]]) -> list[Told]:
+def alone(model: Model, prompts: list[list[int]]) -> list[Told]:
     """Each prompt by itself, read whole, in a fresh pool: what all else is compared with."""
-    return [Real(decoder).ask(prompt) for prompt in prompts]
+    return [Real(model).ask(prompt) for prompt in prompts]
 
 
 @pytest.fixture(scope="module")
-def tally() -> Iterator[Tally]:
-    made = Tally()
+def tally(model: Model) -> Iterator[Tally]:
+    made = Tally(model.rounding)
     yield made
-    assert made.compared > 400
+    assert made.compared > 300
     assert made.ties <= made.compared * 0.005, f"{made.ties} ties in {made.compared} tokens"
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 16, 50])
 def test_in_chunks(
-    decoder: Decoder, prompts: list[list[int]], alone: list[Told], tally: Tally, chunk_tokens: int
+    model: Model, prompts: list[list[int]], alone: list[Told], tally: Tally, chunk_tokens: int
 ) -> None:
     chosen = range(len(prompts)) if chunk_tokens > 1 else (0, 4)
-    real = Real(decoder, chunk_tokens=chunk_tokens, n_blocks=256)
+    real = Real(model, chunk_tokens=chunk_tokens, n_blocks=256)
     for i in chosen:
         tally.same(alone[i], real.ask(prompts[i]).tokens)
 
 
 def test_in_one_batch(
-    decoder: Decoder, prompts: list[list[int]], alone: list[Told], tally: Tally
+    model: Model, prompts: list[list[int]], alone: list[Told], tally: Tally
 ) -> None:
-    real = Real(decoder, chunk_tokens=60, n_blocks=256)
+    real = Real(model, chunk_tokens=60, n_blocks=256)
     real.run(*(real.submit(str(i), prompt) for i, prompt in enumerate(prompts)))
     for i, expected in enumerate(alone):
         tally.same(expected, real.told[str(i)].tokens)
 
 
 def test_from_reused_blocks_and_tails(
-    decoder: Decoder, prompts: list[list[int]], alone: list[Told], tally: Tally
+    model: Model, prompts: list[list[int]], alone: list[Told], tally: Tally
 ) -> None:
-    real = Real(decoder, n_blocks=256)
+    real = Real(model, n_blocks=256)
     for i, prompt in enumerate(prompts):
         real.ask(prompt, max_tokens=0)
         told = real.ask(prompt)
@@ -225,9 +243,9 @@ def test_from_reused_blocks_and_tails(
 
 
 def test_a_follow_up_continues_the_answer(
-    decoder: Decoder, prompts: list[list[int]], alone: list[Told], tally: Tally
+    model: Model, prompts: list[list[int]], alone: list[Told], tally: Tally
 ) -> None:
-    real = Real(decoder, n_blocks=256)
+    real = Real(model, n_blocks=256)
     for i, prompt in enumerate(prompts):
         first = real.ask(prompt, max_tokens=6)
         second = real.ask(prompt + first.tokens, max_tokens=N_ANSWER - 6)
@@ -237,10 +255,10 @@ def test_a_follow_up_continues_the_answer(
 
 
 def test_before_and_after_preemptions(
-    decoder: Decoder, prompts: list[list[int]], alone: list[Told], tally: Tally
+    model: Model, prompts: list[list[int]], alone: list[Told], tally: Tally
 ) -> None:
     short = [i for i, prompt in enumerate(prompts) if len(prompt) < 40]
-    real = Real(decoder, n_blocks=6, block_tokens=8)
+    real = Real(model, n_blocks=6, block_tokens=8)
     real.run(*(real.submit(str(i), prompts[i]) for i in short))
     assert real.sched.counts["preemptions"] > 0
     for i in short:
@@ -248,14 +266,20 @@ def test_before_and_after_preemptions(
 
 
 def test_greedy_text_equals_the_transformers_librarys(
-    files: ModelFiles, prompts: list[list[int]], alone: list[Told], tally: Tally
+    files: ModelFiles,
+    model: Model,
+    prompts: list[list[int]],
+    alone: list[Told],
+    tally: Tally,
 ) -> None:
+    if model.dtype != "float32":
+        pytest.skip("the library's own rounding is comparable in float32 alone")
     transformers = pytest.importorskip("transformers")
-    model = _transformers_model(transformers, files)
+    theirs = _transformers_model(transformers, files)
     for prompt, expected in zip(prompts, alone, strict=True):
         ids = torch.tensor([prompt])
         with torch.inference_mode():
-            whole = model.generate(
+            whole = theirs.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=False,

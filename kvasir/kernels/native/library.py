@@ -44,9 +44,9 @@ def load() -> ctypes.CDLL | None:
         library = ctypes.CDLL(str(path))
         if library.kvasir_abi_version() != abi.VERSION:
             return None
+        _declare(library)
     except (OSError, AttributeError):
         return None
-    _declare(library)
     return library
 
 

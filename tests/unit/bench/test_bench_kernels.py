@@ -165,6 +165,7 @@ def test_a_share_is_the_least_time_over_the_time_taken() -> None:
     assert case.rate == pytest.approx(0.5e9)
     # two products of bytes each, at four times the rate: half the time
     assert found.share(replace(case, weights="int4"), 2) == pytest.approx(2 / 6)
+    assert found.share(replace(case, kv="int8"), 2) == pytest.approx(2.5 / 6)
     case = replace(case, work=wrote, seconds=(0.4,))
     assert found.share(case, 2) == pytest.approx(0.5)
     assert found.share(case, 1) == pytest.approx(1.0)
