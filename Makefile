@@ -70,7 +70,7 @@ clients: $(VENV)/.installed $(CLIENTS)/.installed
 	$(CLIENTS)/bin/python -m pytest --confcutdir=tests/clients tests/clients $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info
+	rm -rf $(VENV) $(CLIENTS) build dist *.egg-info kvasir/kernels/_native*.so
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find kvasir tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -89,11 +89,13 @@ $(VENV)/.torch: $(VENV)/.made
 	$(VENV)/bin/python $(PIP_INSTALL) $(TORCH_PIP_ARGS) "$(TORCH)"
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+NATIVE := $(wildcard native/*)
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml $(NATIVE)
 	$(VENV)/bin/python $(PIP_INSTALL) -e .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
+$(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml $(NATIVE)
 	$(VENV)/bin/python $(PIP_INSTALL) -e ".[dev]"
 	@touch $@ $(VENV)/.installed
 
