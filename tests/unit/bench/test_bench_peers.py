@@ -281,6 +281,7 @@ def test_the_command_writes_the_report_and_says_whether_all_went_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The whole of ``main`` but for the engines: a real model file, checkpoint, text and report."""
+    monkeypatch.delenv(peers.TEST_DATA, raising=False)
     gguf_model(tmp_path / "m.gguf", "llama", window=512)
     monkeypatch.setattr(arms_module.sys, "executable", interpreter(tmp_path, "theirs"))
     out = tmp_path / "new" / "out.json"
