@@ -15,6 +15,7 @@ constexpr int kAttendRows = 512;  // queries of one task, which share packed key
 constexpr int kMostWidth = 1 << 17;
 constexpr int kMostHeadDim = 1024;
 #define KVASIR_BF16 1
+#define KVASIR_TILES 1
 #define KVASIR_VNNI 1
 #include "vector512.inc"
 #include "tiles_emulated.inc"
