@@ -5,6 +5,9 @@
 #pragma once
 #include "abi.h"
 
+// Of what must stay in registers: gcc would call it.
+#define KVASIR_INLINE __attribute__((always_inline)) inline
+
 namespace kvasir {
 
 inline int64_t padded(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
