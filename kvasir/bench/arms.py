@@ -11,16 +11,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kvasir.bench.candidate import Setup
+from kvasir.bench.demand import demands
+from kvasir.bench.machine_limits import Demand
 from kvasir.bench.vllm_env import vllm_env
 from kvasir.bench.workload import Workload
 from kvasir.core.errors import ModelError
+from kvasir.kernels.native import library
 from kvasir.model.files import ModelFiles
 from kvasir.model.spec import ModelSpec
 
@@ -38,6 +41,7 @@ class Arm:
     per_shape: bool  # see ``measure.measure``
     skipped: str = ""
     env: Mapping[str, str] = field(default_factory=dict)  # of its worker, beside what all have
+    demands: Mapping[str, Demand] = field(default_factory=dict)  # by figure, where known
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -50,6 +54,8 @@ class Arm:
         }
         if setup.engine == "llama_cpp":
             return {**common, "flash_attention": setup.flash_attention}
+        if setup.engine == "kvasir":
+            common |= {"weights_format": setup.weights_format, "kv_dtype": setup.kv_dtype}
         return {**common, "dtype": setup.dtype}
 
 
@@ -67,6 +73,7 @@ class Plan:
     vllm_python: str
     flash_attention: tuple[bool, ...]  # llama.cpp's switch, one set of columns for each
     kv_gib: float = 0.0  # 0 = ``pool_gib``
+    formats: tuple[tuple[str, str], ...] = ()  # weights and KV of more columns of Kvasir
 
 
 def arms(plan: Plan, engines: tuple[str, ...]) -> Iterator[Arm]:
@@ -76,7 +83,7 @@ def arms(plan: Plan, engines: tuple[str, ...]) -> Iterator[Arm]:
     """
     for engine in engines:
         if engine == "kvasir":
-            yield _arm(plan, "kvasir", "kvasir", plan.checkpoint)
+            yield from _kvasir_arms(plan)
         elif engine == "transformers":
             missing = importlib.util.find_spec("transformers") is None
             why = "the transformers library is not installed" if missing else ""
@@ -95,6 +102,30 @@ def _arm(plan: Plan, name: str, engine: str, weights: Path, *, skipped: str = ""
         per_shape=True,  # oneDNN makes its kernels when a shape is first met
         skipped=skipped,
     )
+
+
+def _kvasir_arms(plan: Plan) -> Iterator[Arm]:
+    """With default formats, and then with each of ``plan.formats``."""
+    arm = _arm(plan, "kvasir", "kvasir", plan.checkpoint)
+    native = library.best() is not None
+    if not native or plan.dtype != "bfloat16":  # torch computes: its limits are not these
+        yield arm
+    else:
+        yield replace(arm, demands=_demands(plan, "bf16", "bf16"))
+    for weights, kv in plan.formats:
+        yield replace(
+            arm,
+            name=f"kvasir {weights}/{kv}",
+            setup=replace(
+                arm.setup, weights_format=weights, kv_dtype="int8" if kv == "int8" else "auto"
+            ),
+            skipped="" if native else "the native kernels cannot run here; see kvasir doctor",
+            demands=_demands(plan, weights, kv) if native else {},
+        )
+
+
+def _demands(plan: Plan, weights: str, kv: str) -> dict[str, Demand]:
+    return demands(plan.files.spec, plan.workload.sizes, weights, kv)
 
 
 def _vllm_arm(plan: Plan) -> Arm:

@@ -28,6 +28,9 @@ class Setup:
     home: str  # a folder for what the engine wants to keep
     flash_attention: bool = False  # llama.cpp's switch; the others have none
     kv_gib: float = 0.0  # the KV pool of an engine that has one; 0 = what it takes by itself
+    # Kvasir's own settings of these names; the others have the weights and KV of their kind
+    weights_format: str = "auto"
+    kv_dtype: str = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from kvasir.bench.kernels_run import KV, WEIGHTS, Case, KernelReport, LimitSamples, Work
+from kvasir.bench.kernels_run import KV, WEIGHTS, Case, KernelReport, Work, share_of_limit
+from kvasir.bench.machine_limits import limit_lines
 
 
 def show(report: KernelReport, console: Console) -> None:
@@ -30,20 +30,6 @@ def show(report: KernelReport, console: Console) -> None:
     )
     for text in report.warnings:
         console.print(f"WARNING: {text}", highlight=False, markup=False)
-
-
-def limit_lines(limits: LimitSamples) -> list[str]:
-    """The limits in words."""
-    return [
-        *(
-            f"memory is read at {statistics.median(rates) / 1e9:.1f} GB/s by {n} thread(s)"
-            for n, rates in limits.read_bytes_per_s.items()
-        ),
-        *(
-            f"{kind} is multiplied at {statistics.median(rates) / 1e9:.0f} GFLOP/s"
-            for kind, rates in limits.peak_operations_per_s.items()
-        ),
-    ]
 
 
 def table(report: KernelReport, shape: str) -> Table:
@@ -69,6 +55,6 @@ def title_of(work: Work) -> str:
 def _cell(report: KernelReport, cases: Sequence[Case], title: str, weights: str, kv: str) -> str:
     for case in cases:
         if (title_of(case.work), case.weights, case.kv) == (title, weights, kv):
-            share = report.limits.share(case, report.threads)
+            share = share_of_limit(report.limits, case, report.threads)
             return f"{case.rate / 1e9:.1f}  {100 * share:.0f} %"
     return ""

@@ -21,6 +21,8 @@ import torch
 import kvasir
 from kvasir.bench import machine
 from kvasir.bench.kernels import KernelOptions, KernelSizes
+from kvasir.bench.limit_sampler import LimitSampler
+from kvasir.bench.machine_limits import LimitSamples
 from kvasir.bench.made_model import SHAPES
 from kvasir.bench.made_program import (
     filled_pool,
@@ -33,7 +35,7 @@ from kvasir.bench.process import PACKAGE
 from kvasir.bench.results import Machine
 from kvasir.core.errors import ConfigError
 from kvasir.core.geometry import KvGeometry
-from kvasir.kernels.native import library, limits
+from kvasir.kernels.native import library
 from kvasir.kernels.native.library import Isa
 from kvasir.kernels.native.program import Planes, Program
 from kvasir.kernels.paging import BlockTable, Span
@@ -43,8 +45,6 @@ SCHEMA = "kvasir-bench-kernels/1"
 WEIGHTS = ("bf16", "int8", "int4")
 KV = ("bf16", "int8")
 BLOCK_TOKENS = 64
-# By the format of weights or KV. What they are multiplied with has 16 bits: two products of bytes.
-PRODUCTS = {"bf16": ("bf16", 1), "int8": ("int8", 2), "int4": ("int8", 2)}
 
 Say = Callable[[str], None]
 
@@ -90,27 +90,13 @@ class Case:
         return amount / statistics.median(self.seconds)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LimitSamples:
-    """Every sample of the machine's limits."""
-
-    read_bytes_per_s: Mapping[int, tuple[float, ...]]  # by threads
-    peak_operations_per_s: Mapping[str, tuple[float, ...]]  # by kind of number
-
-    def share(self, case: Case, threads: int) -> float:
-        """The least time that ``case`` could take, over the time that it took."""
-        work, took = case.work, statistics.median(case.seconds)
-        if work.decodes:
-            rate = statistics.median(self.read_bytes_per_s[threads])
-            return (work.weight_bytes + work.kv_bytes) / rate / took
-        peaks = {k: statistics.median(v) for k, v in self.peak_operations_per_s.items()}
-
-        def least_s(operations: float, number_format: str) -> float:
-            kind, products = PRODUCTS[number_format]
-            return products * operations / peaks[kind]
-
-        linear_s = least_s(work.linear_operations, case.weights)
-        return (linear_s + least_s(work.attention_operations, case.kv)) / took
+def share_of_limit(found: LimitSamples, case: Case, threads: int) -> float:
+    """The least time that ``case`` could take, over the time that it took."""
+    work, took = case.work, statistics.median(case.seconds)
+    if work.decodes:
+        return found.read_s(work.weight_bytes + work.kv_bytes, threads) / took
+    linear_s = found.product_s(work.linear_operations, case.weights)
+    return (linear_s + found.product_s(work.attention_operations, case.kv)) / took
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +122,7 @@ class KernelReport:
         for raw, case in zip(content["cases"], self.cases, strict=True):
             raw["unit"] = "B/s" if case.work.decodes else "op/s"
             raw["rate"] = case.rate
-            raw["share_of_limit"] = self.limits.share(case, self.threads)
+            raw["share_of_limit"] = share_of_limit(self.limits, case, self.threads)
         return json.dumps(content, indent=1) + "\n"
 
 
@@ -153,17 +139,13 @@ def run(options: KernelOptions, say: Say) -> KernelReport:
         say(f"WARNING: {text}")
     # packing and filling only; the kernels have threads of their own
     torch.set_num_threads(1)
-    reads: dict[int, list[float]] = {n: [] for n in sorted({1, options.threads})}
-    peaks: dict[str, list[float]] = {kind: [] for kind in limits.KINDS}
+    sampler = LimitSampler(isa, (1, options.threads), options.sizes.read_buffer_bytes)
     cases: list[Case] = []
     for shape in options.shapes:
         # before each shape, so that a slow spell of the machine is in both
         say("the machine's limits")
         for _ in range(options.repeats):
-            for n, rates in reads.items():
-                rates.append(limits.read_rate(n, options.sizes.read_buffer_bytes))
-            for kind, rates in peaks.items():
-                rates.append(limits.peak_rate(isa, kind, options.threads))
+            sampler.sample()
         cases.extend(measure(shape, SHAPES[shape], isa, options, say))
     commit, dirty = machine.commit_of(PACKAGE)
     return KernelReport(
@@ -179,10 +161,7 @@ def run(options: KernelOptions, say: Say) -> KernelReport:
         },
         kernels=isa.name,
         threads=options.threads,
-        limits=LimitSamples(
-            read_bytes_per_s={n: tuple(rates) for n, rates in reads.items()},
-            peak_operations_per_s={kind: tuple(rates) for kind, rates in peaks.items()},
-        ),
+        limits=sampler.samples(),
         cases=tuple(cases),
         warnings=tuple(warnings),
     )

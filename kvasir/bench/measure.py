@@ -40,6 +40,8 @@ def figures(sizes: Sizes) -> tuple[Figure, ...]:
         Figure("memory_all", "peak memory, with the crowd", "MiB", low),
         Figure("in_process", f"first token, {sizes.served:,} tokens, in process", "s", low),
         Figure("http", "the same over HTTP", "s", low),
+        Figure("decode_in_process", f"decode after {sizes.served:,}, in process", "tok/s", high),
+        Figure("decode_http", "the same over HTTP, streamed", "tok/s", high),
     )
 
 
@@ -94,8 +96,10 @@ def _contexts(
             )
     if per_shape and sizes.served not in sizes.contexts:
         answer(workload.served_warm_up, 1, "served warm-up")
-    got = answer(workload.served, 1, "served")
+    got = answer(workload.served, sizes.decode_tokens, "served")
     yield sample("in_process", got.first_s, prompt_tokens=sizes.served)
+    decode_s = got.total_s - got.first_s
+    yield sample("decode_in_process", (sizes.decode_tokens - 1) / decode_s, decode_s=decode_s)
 
 
 def _questions(answer: _Ask, sample: _MakeSample, workload: Workload) -> Iterator[Sample]:

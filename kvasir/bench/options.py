@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kvasir.bench.workload import Sizes
 
+FORMATS = tuple((w, kv) for w in ("bf16", "int8", "int4") for kv in ("bf16", "int8"))  # weights, KV
 CHOICES = ("kvasir", "transformers", "llama.cpp", "vllm")
 
 
@@ -27,6 +28,7 @@ class Options:
     kv_gib: float  # 0: for this workload
     llama_python: str
     vllm_python: str
+    formats: tuple[tuple[str, str], ...]  # weights and KV of more columns of Kvasir
     flash_attention: tuple[bool, ...]
     timeout_s: float
     command: str

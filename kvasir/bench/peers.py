@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from kvasir.bench import report
-from kvasir.bench.options import CHOICES, Options
+from kvasir.bench.options import CHOICES, FORMATS, Options
 from kvasir.bench.workload import FULL, QUICK, find_text
 from kvasir.core.config import load as load_config
 from kvasir.core.errors import ConfigError
@@ -63,6 +63,10 @@ def parse(argv: Sequence[str], env: Mapping[str, str]) -> Options:
             raise ConfigError(f"--{name} is {value}; it must be a number of at least 1")
     if not 0 <= given.kv_gib < math.inf:
         raise ConfigError(f"--kv-gib is {given.kv_gib}; it must not be negative")
+    formats = tuple(tuple(pair.strip().split("/")) for pair in given.formats.split(",") if pair)
+    if set(formats) - set(FORMATS):
+        names = ", ".join("/".join(pair) for pair in FORMATS)
+        raise ConfigError(f"--formats {given.formats!r} does not do; choose among {names}")
     config = load_config({"model": given.model, "home": given.home})
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
     return Options(
@@ -79,6 +83,7 @@ def parse(argv: Sequence[str], env: Mapping[str, str]) -> Options:
         kv_gib=given.kv_gib,
         llama_python=given.llama_python,
         vllm_python=given.vllm_python,
+        formats=tuple(pair for pair in FORMATS if pair in formats),
         flash_attention={"off": (False,), "on": (True,), "both": (False, True)}[
             given.llama_flash_attention
         ],
@@ -114,6 +119,12 @@ def _parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
         help="the KV pool of Kvasir and of vLLM; default: for this workload",
     )
     parser.add_argument("--home", type=Path, help="where the peers' weights are kept")
+    parser.add_argument(
+        "--formats",
+        default="",
+        metavar="WEIGHTS/KV,...",
+        help="more columns of Kvasir, as int8/int8,int4/int8; default: none",
+    )
     parser.add_argument(
         "--llama-python",
         default=env.get(LLAMA_PYTHON) or sys.executable,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from kvasir.bench.machine_limits import limit_lines
 from kvasir.bench.results import ArmReport, Figure, Report, Sample, advantage, median
 
 OURS = "kvasir"
@@ -52,10 +53,22 @@ def _cell(report: Report, figure: Figure, arm: str) -> str:
         return ""
     text = number(value)
     ours = median(report.samples, OURS, figure.key)
-    if arm == OURS or ours is None:
+    share = _share(report, figure, arm)
+    if share is not None:
+        text = f"{text}  {100 * share:.0f} %"
+    if arm.split(maxsplit=1)[0] == OURS or ours is None:
         return text
     ratio = advantage(ours, value, figure.better)
     return text if ratio is None else f"{text}  x{ratio:.2f}"
+
+
+def _share(report: Report, figure: Figure, arm: str) -> float | None:
+    """Of the machine's limit: the least time of a token over that which it took."""
+    demand = next(a.demands.get(figure.key) for a in report.arms if a.name == arm)
+    rate = median(report.samples, arm, figure.key)
+    if demand is None or report.limits is None or rate is None:
+        return None
+    return demand.least_s(report.limits, report.threads) * rate
 
 
 def number(value: float) -> str:
@@ -68,6 +81,11 @@ def number(value: float) -> str:
 def remarks(report: Report) -> list[str]:
     """What stands below the table: warnings first, then how each engine was run."""
     lines = [f"WARNING: {warning}" for warning in report.warnings]
+    if report.limits is not None:
+        lines += limit_lines(report.limits)
+        lines.append(
+            "% behind a figure of Kvasir: of the limit, products for prefill and memory for decode"
+        )
     for arm in report.arms:
         lines += [f"{arm.name}: FAILED, {failure}" for failure in arm.failures]
         if arm.skipped:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from kvasir.bench.machine_limits import Demand, LimitSamples
 from kvasir.bench.restore_sizes import RestoreSizes
 from kvasir.bench.workload import Sizes
 
@@ -58,6 +59,7 @@ class ArmReport:
     notes: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
     skipped: str = ""  # why the engine did not take part
+    demands: Mapping[str, Demand] = field(default_factory=dict)  # by figure, where known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +96,7 @@ class Report:
     arms: tuple[ArmReport, ...]
     samples: tuple[Sample, ...]
     warnings: tuple[str, ...] = ()
+    limits: LimitSamples | None = None  # of the machine, in the same run
 
     def to_json(self) -> str:
         """The report as indented JSON."""

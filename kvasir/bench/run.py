@@ -17,15 +17,19 @@ from pathlib import Path
 from kvasir.bench import http, machine, measure, workload
 from kvasir.bench.arms import Arm, Plan, arms
 from kvasir.bench.checkpoint import cache_folder, make_checkpoint
+from kvasir.bench.limit_sampler import LimitSampler
 from kvasir.bench.options import Options
 from kvasir.bench.process import PACKAGE, Worker, WorkerFailed, environment, only_kvasir
 from kvasir.bench.results import ArmReport, Machine, Report, Sample
 from kvasir.bench.workload import Workload
+from kvasir.kernels.native import library
 from kvasir.model.files import ModelFiles, open_model
 from kvasir.model.source import model_name, resolve
 from kvasir.text.tokenizer import tokenizer_from_folder
 
 Say = Callable[[str], None]
+
+_READ_BYTES = 2**30  # many times the caches
 
 
 @dataclass(slots=True)
@@ -46,6 +50,7 @@ class _Column:
             notes=self.notes,
             failures=tuple(self.failures),
             skipped=self.arm.skipped,
+            demands=self.arm.demands,
         )
 
 
@@ -70,12 +75,15 @@ def run(options: Options, say: Say) -> Report:
         threads=options.threads,
         llama_python=options.llama_python,
         vllm_python=options.vllm_python,
+        formats=options.formats,
         flash_attention=options.flash_attention,
         kv_gib=options.kv_gib,
     )
     columns = [_Column(arm) for arm in arms(plan, options.engines)]
-    _take_turns(columns, prompts, options, say)
-    return _report(options, began, columns, prompts, text, warnings)
+    isa = library.best()
+    sampler = LimitSampler(isa, (options.threads,), _READ_BYTES) if isa is not None else None
+    _take_turns(columns, prompts, options, sampler, say)
+    return _report(options, began, columns, prompts, text, sampler, warnings)
 
 
 def _workload(options: Options, files: ModelFiles, checkpoint: Path) -> tuple[Workload, str]:
@@ -92,13 +100,22 @@ def _workload(options: Options, files: ModelFiles, checkpoint: Path) -> tuple[Wo
     return workload.make(tokens, (first, second), sizes), source
 
 
-def _take_turns(columns: list[_Column], prompts: Workload, options: Options, say: Say) -> None:
+def _take_turns(
+    columns: list[_Column],
+    prompts: Workload,
+    options: Options,
+    sampler: LimitSampler | None,
+    say: Say,
+) -> None:
     """Interleave the arms over the repeats, so that a slow spell of the machine meets them all; who
     begins changes, so that it meets them alike."""
     taking_part = [column for column in columns if not column.arm.skipped]
     with tempfile.TemporaryDirectory() as folder:
         path = only_kvasir(Path(folder))
         for repeat in range(options.repeats):
+            if sampler is not None:
+                say("the machine's limits")
+                sampler.sample()
             shift = repeat % max(1, len(taking_part))
             for column in taking_part[shift:] + taking_part[:shift]:
                 name = f"repeat {repeat + 1} of {options.repeats}: {column.arm.name}"
@@ -131,7 +148,7 @@ def _turn(
             ):
                 column.samples.append(sample)
         if arm.setup.engine == "kvasir":
-            column.samples.append(_over_http(arm, prompts, repeat, env, import_path, timeout_s))
+            column.samples += _over_http(arm, prompts, repeat, env, import_path, timeout_s)
     except WorkerFailed as error:
         column.failures.append(f"repeat {repeat + 1}: {error}")
 
@@ -143,8 +160,9 @@ def _over_http(
     env: dict[str, str],
     import_path: Path,
     timeout_s: float,
-) -> Sample:
+) -> list[Sample]:
     setup = arm.setup
+    sizes = prompts.sizes
     settings = {
         "model": setup.weights,
         "dtype": setup.dtype,
@@ -152,18 +170,20 @@ def _over_http(
         "kv_gib": str(setup.kv_gib),
         "max_window": str(setup.window),
         "home": setup.home,
+        "weights": setup.weights_format,
+        "kv_dtype": setup.kv_dtype,
         "disk_gib": "0",  # as in process, see ``engines.kvasir.load``
     }
     with http.served(arm.python, settings, env=env, cwd=import_path, timeout_s=timeout_s) as port:
         http.first_token_s(port, prompts.served_warm_up, timeout_s)
-        value = http.first_token_s(port, prompts.served, timeout_s)
-    return Sample(
-        arm=arm.name,
-        repeat=repeat,
-        figure="http",
-        value=value,
-        facts={"prompt_tokens": len(prompts.served)},
-    )
+        body = http.completion(prompts.served, sizes.decode_tokens)
+        reply = http.ask(port, "/v1/completions", body, timeout_s)
+    facts = {"prompt_tokens": reply.prompt_tokens, "cached_tokens": reply.cached_tokens}
+    decode = (sizes.decode_tokens - 1) / (reply.total_s - reply.first_s)
+    return [
+        Sample(arm=arm.name, repeat=repeat, figure=figure, value=value, facts=facts)
+        for figure, value in (("http", reply.first_s), ("decode_http", decode))
+    ]
 
 
 def _report(
@@ -172,6 +192,7 @@ def _report(
     columns: list[_Column],
     prompts: Workload,
     text: str,
+    sampler: LimitSampler | None,
     warnings: list[str],
 ) -> Report:
     commit, dirty = machine.commit_of(PACKAGE)
@@ -191,4 +212,5 @@ def _report(
         arms=tuple(column.report() for column in columns),
         samples=tuple(sample for column in columns for sample in column.samples),
         warnings=tuple(warnings),
+        limits=sampler.samples() if sampler is not None else None,
     )

@@ -105,7 +105,7 @@ class Workload:
         sizes = self.sizes
         return max(
             sizes.contexts[-1] + sizes.decode_tokens,
-            sizes.served + 1,
+            sizes.served + sizes.decode_tokens,
             sizes.shared + max(map(len, self.questions)) + sizes.shared_answer,
             sizes.client_prompt + sizes.client_answer,
         )

@@ -104,7 +104,8 @@ class KvasirCandidate:
 
 def load(setup: Setup) -> KvasirCandidate:
     """Build the engine on ``setup.weights`` with default settings, but for the sizes of pool and
-    window, which are those of the workload, and without the disk tier."""
+    window, which are those of the workload, for the formats that the setup names, and without the
+    disk tier."""
     from kvasir.engine.build import build
 
     home = Path(setup.home)
@@ -114,6 +115,8 @@ def load(setup: Setup) -> KvasirCandidate:
         "dtype": setup.dtype,
         "threads": setup.threads,
         "kv_gib": setup.kv_gib,
+        "weights": setup.weights_format,
+        "kv_dtype": setup.kv_dtype,
         "max_window": setup.window,
         "home": home,
         # Peers have nothing on disk: it must neither answer a repeat from what the one before it

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from kvasir.bench import kernels, kernels_run
-from kvasir.bench.kernels_run import Case, LimitSamples, time_work, work_of, works
+from kvasir.bench.kernels_run import Case, share_of_limit, time_work, work_of, works
+from kvasir.bench.machine_limits import LimitSamples
 from kvasir.bench.made_model import SHAPES, random_tensors
 from kvasir.bench.made_program import filled_pool, layer_bytes, made_parts, open_program
 from kvasir.core.errors import ConfigError
@@ -161,14 +162,14 @@ def test_a_share_is_the_least_time_over_the_time_taken() -> None:
         kv_bytes=10**9,
     )
     case = Case(shape="s", weights="bf16", kv="bf16", work=read, seconds=(7.0, 6.0, 5.0))
-    assert found.share(case, 2) == pytest.approx(0.5)
+    assert share_of_limit(found, case, 2) == pytest.approx(0.5)
     assert case.rate == pytest.approx(0.5e9)
     # two products of bytes each, at four times the rate: half the time
-    assert found.share(replace(case, weights="int4"), 2) == pytest.approx(2 / 6)
-    assert found.share(replace(case, kv="int8"), 2) == pytest.approx(2.5 / 6)
+    assert share_of_limit(found, replace(case, weights="int4"), 2) == pytest.approx(2 / 6)
+    assert share_of_limit(found, replace(case, kv="int8"), 2) == pytest.approx(2.5 / 6)
     case = replace(case, work=wrote, seconds=(0.4,))
-    assert found.share(case, 2) == pytest.approx(0.5)
-    assert found.share(case, 1) == pytest.approx(1.0)
+    assert share_of_limit(found, case, 2) == pytest.approx(0.5)
+    assert share_of_limit(found, case, 1) == pytest.approx(1.0)
     assert case.rate == pytest.approx(5e9)
 
 

@@ -20,11 +20,13 @@ from kvasir.bench import arms as arms_module
 from kvasir.bench import http as bench_http
 from kvasir.bench import peers, run
 from kvasir.bench.arms import Plan, arms, pool_gib
+from kvasir.bench.made_program import layer_shapes
 from kvasir.bench.options import Options
 from kvasir.bench.process import WorkerFailed, environment, only_kvasir
 from kvasir.bench.results import Sample
 from kvasir.bench.workload import FULL, QUICK, make, tokens_needed
 from kvasir.core.errors import ConfigError
+from kvasir.kernels.native import library
 
 QUICK_PROMPTS = make(range(tokens_needed(QUICK)), ([1], [2]), QUICK)  # type: ignore[arg-type]
 
@@ -241,7 +243,7 @@ def test_engines_take_turns_and_a_failure_stays_its_own(
     ]
     columns.append(run._Column(replace(base, name="absent", skipped="not here")))
     said: list[str] = []
-    run._take_turns(columns, QUICK_PROMPTS, parse("--quick", "--repeats", "2"), said.append)
+    run._take_turns(columns, QUICK_PROMPTS, parse("--quick", "--repeats", "2"), None, said.append)
 
     turns = (tmp_path / "turns").read_text().split()
     assert turns == ["one", "two", "three", "two", "three", "one"]
@@ -264,7 +266,7 @@ def test_an_arm_adds_to_the_environment_of_its_worker(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"a note"', 'os.environ["X"]'))
     (base,) = arms(plan(tmp_path), ("transformers",))
     column = run._Column(replace(base, python=str(path), env={"X": "seen"}))
-    run._take_turns([column], QUICK_PROMPTS, parse("--quick"), lambda text: None)
+    run._take_turns([column], QUICK_PROMPTS, parse("--quick"), None, lambda text: None)
     assert column.report().notes == ("seen",)
 
 
@@ -272,9 +274,51 @@ def test_ours_is_also_measured_over_http(tmp_path: Path, monkeypatch: pytest.Mon
     (base,) = arms(plan(tmp_path), ("kvasir",))
     column = run._Column(replace(base, python=interpreter(tmp_path, "ours")))
     sample = Sample(arm="kvasir", repeat=0, figure="http", value=0.5)
-    monkeypatch.setattr(run, "_over_http", lambda *_: sample)
-    run._take_turns([column], QUICK_PROMPTS, parse("--quick"), lambda text: None)
+    monkeypatch.setattr(run, "_over_http", lambda *_: [sample])
+    run._take_turns([column], QUICK_PROMPTS, parse("--quick"), None, lambda text: None)
     assert column.samples[-1] is sample
+
+
+def test_more_formats_of_ours_are_columns_of_their_own(tmp_path: Path) -> None:
+    formats = parse("--formats", "int4/int8, bf16/int8").formats
+    assert formats == (("bf16", "int8"), ("int4", "int8"))
+    main, *others = arms(plan(tmp_path, formats=formats), ("kvasir",))
+    assert (main.name, main.setup.weights_format, main.setup.kv_dtype) == ("kvasir", "auto", "auto")
+    assert [arm.name for arm in others] == ["kvasir bf16/int8", "kvasir int4/int8"]
+    assert [(a.setup.weights_format, a.setup.kv_dtype) for a in others] == [
+        ("bf16", "int8"),
+        ("int4", "int8"),
+    ]
+    if library.best() is None:
+        assert not main.demands
+        assert all(arm.skipped and not arm.demands for arm in others)
+    for wrong in ("int8", "int3/int8", "bf16/int4", "a/b/c"):
+        with pytest.raises(ConfigError, match="int8/int8"):
+            parse("--formats", wrong)
+
+
+@pytest.mark.skipif(library.best() is None, reason="no native kernels here")
+def test_a_token_demands_weights_and_kv_or_its_products(tmp_path: Path) -> None:
+    (arm, fewer) = arms(plan(tmp_path, formats=(("int8", "int8"),)), ("kvasir",))
+    sizes = plan(tmp_path).workload.sizes
+    assert set(arm.demands) == {
+        *(f"prefill@{n}" for n in sizes.read),
+        *(f"decode@{n}" for n in sizes.decode),
+    }
+    spec = plan(tmp_path).files.spec
+    n = sizes.decode[0]
+    whole, half = arm.demands[f"decode@{n}"].read_bytes, fewer.demands[f"decode@{n}"].read_bytes
+    assert 1.8 < whole / half < 2.0  # scales are read beside int8 KV
+    kv = 4 * spec.n_layers * spec.n_kv_heads * spec.head_dim * (n + sizes.decode_tokens / 2)
+    panels = [-(-out // 32) * 32 * -(-inner // 32) * 32 for out, inner in layer_shapes(spec)]
+    head = -(-spec.vocab_size // 32) * 32 * -(-spec.hidden // 32) * 32
+    assert whole == 2 * (spec.n_layers * sum(panels) + head) + kv
+    n = sizes.read[0]
+    read = arm.demands[f"prefill@{n}"]
+    parameters = spec.n_layers * sum(out * inner for out, inner in layer_shapes(spec))
+    assert read.linear_operations * n == 2 * (parameters * n + spec.vocab_size * spec.hidden)
+    pairs = sum(range(1, n + 1))
+    assert read.attention_operations * n == pairs * 4 * spec.n_layers * spec.n_heads * spec.head_dim
 
 
 def test_the_command_writes_the_report_and_says_whether_all_went_well(

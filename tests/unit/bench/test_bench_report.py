@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from kvasir.bench import machine
+from kvasir.bench.machine_limits import Demand, LimitSamples
 from kvasir.bench.report import number, remarks, show
 from kvasir.bench.results import (
     ArmReport,
@@ -101,6 +102,25 @@ def test_the_table_has_medians_and_oriented_ratios() -> None:
     wait = next(line for line in lines if "wait for it" in line)
     assert "0.25  x0.50" in wait
     assert not any("never measured" in line for line in lines)
+
+
+def test_a_figure_is_shown_as_a_share_of_the_limit_measured_beside_it() -> None:
+    found = LimitSamples(
+        read_bytes_per_s={2: (1e9, 2e9, 4e9)},
+        peak_operations_per_s={"bf16": (1e9,), "int8": (3e9,)},
+    )
+    reads = Demand(weights="bf16", kv="bf16", read_bytes=1e7)
+    ours = median(REPORT.samples, "kvasir", "speed")
+    assert ours is not None
+    kvasir, *others = REPORT.arms
+    report = replace(
+        REPORT, arms=(replace(kvasir, demands={"speed": reads}), *others), limits=found
+    )
+    assert f"{number(ours)}  {100 * ours / 200:.0f} %" in text_of(report)
+    assert "memory is read at 2.0 GB/s by 2 thread(s)" in remarks(report)
+    multiplies = Demand(weights="int8", kv="bf16", linear_operations=3e9, attention_operations=1e9)
+    assert multiplies.least_s(found, 2) == 3  # two products of bytes each
+    assert "%" not in text_of(REPORT)
 
 
 def test_remarks_name_warnings_failures_skips_and_spread() -> None:
