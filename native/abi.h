@@ -7,6 +7,13 @@ namespace kvasir {
 
 using bf16 = uint16_t;
 
+inline float widened(bf16 x) {
+  const uint32_t bits = uint32_t(x) << 16;
+  float y;
+  __builtin_memcpy(&y, &bits, 4);
+  return y;
+}
+
 // Output columns of one packed panel, and the multiple to which the inner dimension is padded.
 constexpr int kPanel = 32;
 constexpr int kInner = 32;
@@ -42,7 +49,7 @@ struct Model {
   float norm_eps, rope_magnitude;
   const float* frequencies;  // [head_dim / 2]
   const float* final_norm;   // [hidden]
-  const bf16* embedding;     // [vocab_size, hidden]
+  const bf16* embedding;     // [vocab_size, hidden], or null: the rows of the head, in bfloat16
   const Layer* layers;
   Linear head;
 };

@@ -11,7 +11,7 @@ using namespace kvasir;
 #pragma GCC visibility push(default)
 extern "C" {
 
-int kvasir_abi_version() { return 1; }
+int kvasir_abi_version() { return 2; }
 int kvasir_isa_count() { return kIsaCount; }
 const char* kvasir_isa_name(int isa) { return isa_name(isa); }
 const char* kvasir_isa_against(int isa) { return against(isa); }

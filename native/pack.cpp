@@ -27,6 +27,11 @@ void pack_bf16(const bf16* weight, int64_t n_out, int64_t n_in, bf16* packed) {
   }
 }
 
+void unpack_bf16(const bf16* packed, int64_t n_in, int64_t out, float* row) {
+  const bf16* panel = packed + out / kPanel * kPanel * padded(n_in, kInner) + out % kPanel * 2;
+  for (int64_t in = 0; in < n_in; ++in) row[in] = widened(panel[in / 2 * 2 * kPanel + in % 2]);
+}
+
 void pack_int8(const int8_t* codes, int64_t n_out, int64_t n_in, uint8_t* packed) {
   const int64_t inner = padded(n_in, kInner);
   std::memset(packed, 128, size_t(packed_bytes(kInt8, n_out, n_in)));

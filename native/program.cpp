@@ -6,19 +6,14 @@
 #include <cstring>
 #include <new>
 
+#include "pack.h"
+
 namespace kvasir {
 
 namespace {
 
 constexpr int64_t kPartRows = 512;     // their activations stay in the cache of one layer's phases
 constexpr int64_t kRowsAtOnce = 16;    // of the phases that go row by row
-
-float from_bf16(bf16 x) {
-  const uint32_t bits = uint32_t(x) << 16;
-  float y;
-  std::memcpy(&y, &bits, 4);
-  return y;
-}
 
 }  // namespace
 
@@ -187,9 +182,14 @@ void Program::embed(const Step& step) {
         cosines[row * half + i] = std::cos(angle) * model_.rope_magnitude;
         sines[row * half + i] = std::sin(angle) * model_.rope_magnitude;
       }
-      const bf16* from = model_.embedding + step.tokens[row] * model_.hidden;
+      const int64_t token = step.tokens[row];
       float* to = step.hidden + row * hidden_;
-      for (int64_t i = 0; i < model_.hidden; ++i) to[i] = from_bf16(from[i]);
+      if (model_.embedding) {
+        const bf16* from = model_.embedding + token * model_.hidden;
+        for (int64_t i = 0; i < model_.hidden; ++i) to[i] = widened(from[i]);
+      } else {
+        unpack_bf16(static_cast<const bf16*>(model_.head.weight), model_.hidden, token, to);
+      }
       for (int64_t i = model_.hidden; i < hidden_; ++i) to[i] = 0.0f;
     }
   });

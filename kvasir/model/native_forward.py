@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -42,9 +43,10 @@ class NativeForward:
         weights: str = "bf16",
         int8_kv: bool = False,
     ) -> None:
-        """Pack every weight from ``tensors`` in the format ``weights``. Raises ``DoesNotFit``."""
+        """Pack every weight from ``tensors``, which several threads may call at once, in the format
+        ``weights``. Raises ``DoesNotFit``."""
         self._spec = spec
-        self._program = Program(_parts(spec, tensors, weights, int8_kv), isa, threads)
+        self._program = Program(_parts(spec, tensors, weights, int8_kv, threads), isa, threads)
 
     @property
     def spec(self) -> ModelSpec:
@@ -107,8 +109,13 @@ def head_weights(weights: str) -> str:
     return "int8" if weights == "int4" else weights
 
 
+def _shares_head(spec: ModelSpec, weights: str) -> bool:
+    """Whether rows of the embedding are read out of the packed output layer."""
+    return spec.tied_embeddings and head_weights(weights) == "bf16"
+
+
 def weight_bytes(spec: ModelSpec, weights: str) -> int:
-    """Memory that the packed weights and the embedding take."""
+    """Memory that the packed weights take, and the embedding where it is apart."""
     library = required()
     number = FORMATS[weights]
     heads = spec.n_heads + 2 * spec.n_kv_heads
@@ -121,16 +128,30 @@ def weight_bytes(spec: ModelSpec, weights: str) -> int:
     layer: int = sum(library.kvasir_packed_bytes(number, *shape) for shape in shapes)
     head_format = FORMATS[head_weights(weights)]
     head: int = library.kvasir_packed_bytes(head_format, spec.vocab_size, spec.hidden)
-    return spec.n_layers * layer + head + 2 * spec.vocab_size * spec.hidden
+    embedding = 0 if _shares_head(spec, weights) else 2 * spec.vocab_size * spec.hidden
+    return spec.n_layers * layer + head + embedding
 
 
-def _parts(spec: ModelSpec, tensors: Tensors, weights: str, int8_kv: bool) -> ModelParts:
+def _parts(
+    spec: ModelSpec, tensors: Tensors, weights: str, int8_kv: bool, threads: int
+) -> ModelParts:
     library = required()
     # of weights that are quantised here, every bit of the file counts
     dtype = torch.bfloat16 if weights == "bf16" else torch.float32
     frequencies, magnitude = inverse_frequencies(spec.rope, spec.head_dim)
     embedding = tensors("model.embed_tokens.weight", torch.bfloat16).contiguous()
-    head = "model.embed_tokens.weight" if spec.tied_embeddings else "lm_head.weight"
+    shared = _shares_head(spec, weights)
+    if shared:
+        head = embedding
+    else:
+        tied = "model.embed_tokens.weight" if spec.tied_embeddings else "lm_head.weight"
+        head = tensors(tied, dtype)
+
+    def layer(index: int) -> LayerParts:
+        return _layer(library, spec, index, tensors, dtype, weights)
+
+    with ThreadPoolExecutor(threads) as pool:  # reading and packing let go of the interpreter
+        layers = tuple(pool.map(layer, range(spec.n_layers)))
     return ModelParts(
         hidden=spec.hidden,
         n_heads=spec.n_heads,
@@ -141,12 +162,10 @@ def _parts(spec: ModelSpec, tensors: Tensors, weights: str, int8_kv: bool) -> Mo
         norm_eps=spec.norm_eps,
         rope_magnitude=magnitude,
         frequencies=frequencies.contiguous(),
-        embedding=embedding,
+        embedding=None if shared else embedding,
         final_norm=padded_vector(tensors("model.norm.weight", torch.float32)),
-        head=pack(library, tensors(head, dtype), None, head_weights(weights)),
-        layers=tuple(
-            _layer(library, spec, index, tensors, dtype, weights) for index in range(spec.n_layers)
-        ),
+        head=pack(library, head, None, head_weights(weights)),
+        layers=layers,
         int8_kv=int8_kv,
     )
 

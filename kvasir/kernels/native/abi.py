@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import c_float, c_int32, c_int64, c_void_p
 
-VERSION = 1
+VERSION = 2
 PANEL = 32  # output columns of a packed panel; widths of rows are padded to it
 
 BF16, INT8, INT4 = 0, 1, 2  # Format

@@ -51,7 +51,7 @@ class ModelParts:
     norm_eps: float
     rope_magnitude: float
     frequencies: Tensor  # [head_dim / 2] float32
-    embedding: Tensor  # [vocab_size, hidden] bfloat16
+    embedding: Tensor | None  # [vocab_size, hidden] bfloat16; None: the rows of ``head``, of bf16
     final_norm: Tensor
     head: PackedLinear
     layers: tuple[LayerParts, ...]
@@ -72,6 +72,8 @@ class Program:
 
     def __init__(self, parts: ModelParts, isa: Isa, threads: int) -> None:
         """Raises ``DoesNotFit`` where memory is short."""
+        if parts.embedding is None and parts.head.struct.format != abi.BF16:
+            raise ValueError("a head that is not bfloat16 cannot be the embedding")
         library = required()
         self._library = library
         self._parts = parts  # keeps alive what the structures point to
