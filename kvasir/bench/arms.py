@@ -25,6 +25,7 @@ from kvasir.bench.workload import Workload
 from kvasir.core.errors import ModelError
 from kvasir.kernels.native import library
 from kvasir.model.files import ModelFiles
+from kvasir.model.native_forward import against
 from kvasir.model.spec import ModelSpec
 
 POOL_SLACK = 1.25  # over what the workload holds at once, so that nothing is ever preempted
@@ -107,8 +108,8 @@ def _arm(plan: Plan, name: str, engine: str, weights: Path, *, skipped: str = ""
 def _kvasir_arms(plan: Plan) -> Iterator[Arm]:
     """With default formats, and then with each of ``plan.formats``."""
     arm = _arm(plan, "kvasir", "kvasir", plan.checkpoint)
-    native = library.best() is not None
-    if not native or plan.dtype != "bfloat16":  # torch computes: its limits are not these
+    why_not = _why_no_formats(plan)
+    if why_not:  # torch computes: its limits are not these
         yield arm
     else:
         yield replace(arm, demands=_demands(plan, "bf16", "bf16"))
@@ -119,9 +120,18 @@ def _kvasir_arms(plan: Plan) -> Iterator[Arm]:
             setup=replace(
                 arm.setup, weights_format=weights, kv_dtype="int8" if kv == "int8" else "auto"
             ),
-            skipped="" if native else "the native kernels cannot run here; see kvasir doctor",
-            demands=_demands(plan, weights, kv) if native else {},
+            skipped=why_not or ", ".join(against(plan.files.spec, weights)),
+            demands={} if why_not else _demands(plan, weights, kv),
         )
+
+
+def _why_no_formats(plan: Plan) -> str:
+    """Why the native kernels do not compute with default formats; "" if they do."""
+    if library.best() is None:
+        return "the native kernels cannot run here; see kvasir doctor"
+    if plan.dtype != "bfloat16":
+        return f"the native kernels compute in bfloat16, not in {plan.dtype}"
+    return ", ".join(against(plan.files.spec, "bf16"))
 
 
 def _demands(plan: Plan, weights: str, kv: str) -> dict[str, Demand]:

@@ -8,6 +8,7 @@ from kvasir.bench.workload import Sizes
 from kvasir.core.geometry import KvGeometry
 from kvasir.kernels.native.library import required
 from kvasir.kernels.native.weights import FORMATS
+from kvasir.model.native_forward import head_weights
 from kvasir.model.spec import ModelSpec
 
 
@@ -22,21 +23,20 @@ def demands(spec: ModelSpec, sizes: Sizes, weights: str, kv: str) -> dict[str, D
 def _prefill(spec: ModelSpec, n: int, weights: str, kv: str) -> Demand:
     parameters = spec.n_layers * sum(n_out * n_in for n_out, n_in in layer_shapes(spec))
     head = spec.vocab_size * spec.hidden  # of the last row only
-    per_key = 4 * spec.n_layers * spec.n_heads * spec.head_dim  # a product of scores, one of values
+    seen = sum(_seen(spec, layer, at) for layer in range(spec.n_layers) for at in range(n))
+    per_key = 4 * spec.n_heads * spec.head_dim  # a product of scores, one of values
     return Demand(
         weights=weights,
         kv=kv,
+        read_bytes=_weight_bytes(spec, weights) / n,
         linear_operations=2.0 * (parameters + head / n),
-        attention_operations=per_key * (n + 1) / 2,
+        attention_operations=per_key * seen / n,
     )
 
 
 def _decode(spec: ModelSpec, n: int, sizes: Sizes, weights: str, kv: str) -> Demand:
-    # beside int4 weights the output layer is kept in int8
-    head = FORMATS["int8" if weights == "int4" else weights]
-    head_bytes = required().kvasir_packed_bytes(head, spec.vocab_size, spec.hidden)
     token_bytes = KvGeometry(
-        n_layers=spec.n_layers,
+        n_layers=1,
         n_kv_heads=spec.n_kv_heads,
         head_dim=spec.head_dim,
         dtype="int8" if kv == "int8" else "bfloat16",
@@ -44,9 +44,23 @@ def _decode(spec: ModelSpec, n: int, sizes: Sizes, weights: str, kv: str) -> Dem
         block_tokens=64,
         n_blocks=1,
     ).token_bytes
-    context = n + sizes.decode_tokens / 2
+    middle = n + sizes.decode_tokens // 2
+    seen = sum(_seen(spec, layer, middle) for layer in range(spec.n_layers))
     return Demand(
         weights=weights,
         kv=kv,
-        read_bytes=spec.n_layers * layer_bytes(spec, weights) + head_bytes + context * token_bytes,
+        read_bytes=_weight_bytes(spec, weights) + seen * token_bytes,
     )
+
+
+def _seen(spec: ModelSpec, layer: int, position: int) -> int:
+    """Tokens that the one at ``position`` attends to."""
+    window = spec.window_of(layer)
+    return min(position + 1, window) if window else position + 1
+
+
+def _weight_bytes(spec: ModelSpec, weights: str) -> int:
+    """Packed projections and output layer."""
+    number = FORMATS[head_weights(weights)]
+    head: int = required().kvasir_packed_bytes(number, spec.vocab_size, spec.hidden)
+    return spec.n_layers * layer_bytes(spec, weights) + head

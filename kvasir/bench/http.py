@@ -27,7 +27,8 @@ class Reply:
     """A streamed answer: seconds from the request, connecting included, and its usage."""
 
     first_s: float
-    total_s: float
+    last_s: float  # to the last choice: the last token, or the reason that follows it at once
+    total_s: float  # to the end of the stream
     text: str
     prompt_tokens: int
     completion_tokens: int
@@ -138,7 +139,7 @@ def ask(port: int, path: str, body: Mapping[str, Any], timeout_s: float) -> Repl
 
     Raises ``WorkerFailed`` if the server answers anything but a stream with tokens and usage.
     """
-    first_s, usage, pieces = 0.0, None, []
+    first_s, last_s, usage, pieces = 0.0, 0.0, None, []
     start_s = time.perf_counter()
     asked = {**body, "stream_options": {"include_usage": True}}
     for chunk in _stream(port, path, asked, timeout_s):
@@ -147,6 +148,7 @@ def ask(port: int, path: str, body: Mapping[str, Any], timeout_s: float) -> Repl
             # A token whose text is held back has its chunk too; that with a chat's role has none.
             if not first_s and choice.get("delta", {}).get("role") is None:
                 first_s = time.perf_counter() - start_s
+            last_s = time.perf_counter() - start_s
             pieces.append(text or "")
         usage = chunk.get("usage") or usage
     total_s = time.perf_counter() - start_s
@@ -155,6 +157,7 @@ def ask(port: int, path: str, body: Mapping[str, Any], timeout_s: float) -> Repl
     details = usage["prompt_tokens_details"]
     return Reply(
         first_s=first_s,
+        last_s=last_s,
         total_s=total_s,
         text="".join(pieces),
         prompt_tokens=usage["prompt_tokens"],

@@ -24,6 +24,11 @@ class LimitSampler:
         for kind, rates in self._peaks.items():
             rates.append(limits.peak_rate(self._isa, kind, self._most_threads))
 
+    @property
+    def complete(self) -> bool:
+        """Whether every limit was measured at least once."""
+        return all((*self._reads.values(), *self._peaks.values()))
+
     def samples(self) -> LimitSamples:
         """What was measured so far."""
         return LimitSamples(

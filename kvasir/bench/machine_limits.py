@@ -57,7 +57,6 @@ class Demand:
 
     def least_s(self, found: LimitSamples, threads: int) -> float:
         """Seconds of a token at the limits of the machine."""
-        if self.read_bytes:
-            return found.read_s(self.read_bytes, threads)
         linear_s = found.product_s(self.linear_operations, self.weights)
-        return linear_s + found.product_s(self.attention_operations, self.kv)
+        product_s = linear_s + found.product_s(self.attention_operations, self.kv)
+        return max(product_s, found.read_s(self.read_bytes, threads))

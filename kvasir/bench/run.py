@@ -22,6 +22,7 @@ from kvasir.bench.options import Options
 from kvasir.bench.process import PACKAGE, Worker, WorkerFailed, environment, only_kvasir
 from kvasir.bench.results import ArmReport, Machine, Report, Sample
 from kvasir.bench.workload import Workload
+from kvasir.core.errors import DoesNotFit
 from kvasir.kernels.native import library
 from kvasir.model.files import ModelFiles, open_model
 from kvasir.model.source import model_name, resolve
@@ -29,7 +30,7 @@ from kvasir.text.tokenizer import tokenizer_from_folder
 
 Say = Callable[[str], None]
 
-_READ_BYTES = 2**30  # many times the caches
+_READ_BYTES = 2**30  # many times the caches of most machines
 
 
 @dataclass(slots=True)
@@ -81,7 +82,8 @@ def run(options: Options, say: Say) -> Report:
     )
     columns = [_Column(arm) for arm in arms(plan, options.engines)]
     isa = library.best()
-    sampler = LimitSampler(isa, (options.threads,), _READ_BYTES) if isa is not None else None
+    compared = isa is not None and any(column.arm.demands for column in columns)
+    sampler = LimitSampler(isa, (options.threads,), _READ_BYTES) if isa and compared else None
     _take_turns(columns, prompts, options, sampler, say)
     return _report(options, began, columns, prompts, text, sampler, warnings)
 
@@ -115,7 +117,7 @@ def _take_turns(
         for repeat in range(options.repeats):
             if sampler is not None:
                 say("the machine's limits")
-                sampler.sample()
+                _sample_limits(sampler, say)
             shift = repeat % max(1, len(taking_part))
             for column in taking_part[shift:] + taking_part[:shift]:
                 name = f"repeat {repeat + 1} of {options.repeats}: {column.arm.name}"
@@ -123,6 +125,14 @@ def _take_turns(
                 began_s = time.monotonic()
                 _turn(column, prompts, repeat, options.timeout_s, path)
                 say(f"{name} took {time.monotonic() - began_s:.0f} s")
+
+
+def _sample_limits(sampler: LimitSampler, say: Say) -> None:
+    """A limit that cannot be measured costs the shares of it, nothing else."""
+    try:
+        sampler.sample()
+    except DoesNotFit as error:
+        say(f"WARNING: {error}")
 
 
 def _turn(
@@ -178,8 +188,15 @@ def _over_http(
         http.first_token_s(port, prompts.served_warm_up, timeout_s)
         body = http.completion(prompts.served, sizes.decode_tokens)
         reply = http.ask(port, "/v1/completions", body, timeout_s)
-    facts = {"prompt_tokens": reply.prompt_tokens, "cached_tokens": reply.cached_tokens}
-    decode = (sizes.decode_tokens - 1) / (reply.total_s - reply.first_s)
+    if reply.completion_tokens != sizes.decode_tokens:
+        raise WorkerFailed(f"{reply.completion_tokens} tokens came of {sizes.decode_tokens}")
+    facts = {
+        "prompt_tokens": reply.prompt_tokens,
+        "cached_tokens": reply.cached_tokens,
+        "first_s": reply.first_s,
+        "last_s": reply.last_s,
+    }
+    decode = (sizes.decode_tokens - 1) / (reply.last_s - reply.first_s)
     return [
         Sample(arm=arm.name, repeat=repeat, figure=figure, value=value, facts=facts)
         for figure, value in (("http", reply.first_s), ("decode_http", decode))
@@ -212,5 +229,5 @@ def _report(
         arms=tuple(column.report() for column in columns),
         samples=tuple(sample for column in columns for sample in column.samples),
         warnings=tuple(warnings),
-        limits=sampler.samples() if sampler is not None else None,
+        limits=sampler.samples() if sampler is not None and sampler.complete else None,
     )

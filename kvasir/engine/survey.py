@@ -25,7 +25,7 @@ from kvasir.kernels.linear import against_packing
 from kvasir.model.files import ModelFiles, open_model
 from kvasir.model.fingerprint import fingerprint, numerics_id, tokenizer_id
 from kvasir.model.memory import MemoryNeed, check_fits, estimate, gib, summary
-from kvasir.model.native_forward import weight_bytes
+from kvasir.model.native_forward import loading_bytes, weight_bytes
 from kvasir.model.source import is_demonstration, model_name
 from kvasir.model.spec import ModelSpec
 from kvasir.sched.limits import MAX_STEP_TOKENS
@@ -237,7 +237,11 @@ class _Room:
             sampled_rows=config.max_running,
         )
         if chosen.isa is not None:
-            need = dataclasses.replace(need, weights_bytes=weight_bytes(spec, chosen.weights))
+            need = dataclasses.replace(
+                need,
+                weights_bytes=weight_bytes(spec, chosen.weights),
+                loading_bytes=loading_bytes(spec, chosen.weights),
+            )
         elif spec.tied_embeddings and not against_packing(device, dtype.dtype):
             # packing copies the embeddings for the output; as embeddings they stay as they were
             copy_bytes = spec.vocab_size * spec.hidden * dtype.dtype.itemsize

@@ -25,6 +25,8 @@ from kvasir.tiers.device import DevicePool
 
 _MOST_WIDTH = 2**17  # of a row: native/generic.inc's kMostWidth
 _MOST_HEAD_DIM = 1024
+_MOST_GROUP = 64  # of query heads of a KV head: the least of native/kernels_*.cpp's kAttendRows
+_LOADERS = 2  # layers in the making at a time: each takes memory, see ``loading_bytes``
 _MOST_INT8_INPUTS = 2**16  # sums of more products could leave 32 bits
 
 Tensors = Callable[[str, torch.dtype], Tensor]  # by Hugging Face name, as that dtype
@@ -96,6 +98,9 @@ def against(spec: ModelSpec, weights: str) -> list[str]:
         reasons.append(f"a row of {widest} numbers is wider than {_MOST_WIDTH}")
     if spec.head_dim > _MOST_HEAD_DIM:
         reasons.append(f"heads of {spec.head_dim} are wider than {_MOST_HEAD_DIM}")
+    group = spec.n_heads // spec.n_kv_heads
+    if group > _MOST_GROUP:
+        reasons.append(f"{group} query heads of a KV head are more than {_MOST_GROUP}")
     if spec.head_dim % 2:
         reasons.append(f"heads of {spec.head_dim} have no halves to rotate")
     if weights == "int8" and widest > _MOST_INT8_INPUTS:
@@ -132,6 +137,16 @@ def weight_bytes(spec: ModelSpec, weights: str) -> int:
     return spec.n_layers * layer + head + embedding
 
 
+def loading_bytes(spec: ModelSpec, weights: str) -> int:
+    """Memory beside the packed weights while they are made, at most: the output layer, or as many
+    layers' feed-forwards as are in the making, with what is joined and quantised of them."""
+    number_bytes = 2 if weights == "bf16" else 4
+    copies = 4 if weights == "bf16" else 6  # read, joined, turned, to be packed; quantised
+    output = spec.vocab_size * spec.hidden * number_bytes * (1 if weights == "bf16" else 3)
+    joined = 2 * spec.intermediate * spec.hidden * number_bytes
+    return max(output, _LOADERS * copies * joined)
+
+
 def _parts(
     spec: ModelSpec, tensors: Tensors, weights: str, int8_kv: bool, threads: int
 ) -> ModelParts:
@@ -150,7 +165,10 @@ def _parts(
     def layer(index: int) -> LayerParts:
         return _layer(library, spec, index, tensors, dtype, weights)
 
-    with ThreadPoolExecutor(threads) as pool:  # reading and packing let go of the interpreter
+    packed_head = pack(library, head, None, head_weights(weights))
+    del head  # before layers take their memory
+    # reading and packing let go of the interpreter
+    with ThreadPoolExecutor(min(threads, _LOADERS)) as pool:
         layers = tuple(pool.map(layer, range(spec.n_layers)))
     return ModelParts(
         hidden=spec.hidden,
@@ -164,7 +182,7 @@ def _parts(
         frequencies=frequencies.contiguous(),
         embedding=None if shared else embedding,
         final_norm=padded_vector(tensors("model.norm.weight", torch.float32)),
-        head=pack(library, head, None, head_weights(weights)),
+        head=packed_head,
         layers=layers,
         int8_kv=int8_kv,
     )

@@ -20,12 +20,13 @@ from kvasir.bench import arms as arms_module
 from kvasir.bench import http as bench_http
 from kvasir.bench import peers, run
 from kvasir.bench.arms import Plan, arms, pool_gib
+from kvasir.bench.demand import demands
 from kvasir.bench.made_program import layer_shapes
 from kvasir.bench.options import Options
 from kvasir.bench.process import WorkerFailed, environment, only_kvasir
 from kvasir.bench.results import Sample
 from kvasir.bench.workload import FULL, QUICK, make, tokens_needed
-from kvasir.core.errors import ConfigError
+from kvasir.core.errors import ConfigError, DoesNotFit
 from kvasir.kernels.native import library
 
 QUICK_PROMPTS = make(range(tokens_needed(QUICK)), ([1], [2]), QUICK)  # type: ignore[arg-type]
@@ -309,7 +310,7 @@ def test_a_token_demands_weights_and_kv_or_its_products(tmp_path: Path) -> None:
     n = sizes.decode[0]
     whole, half = arm.demands[f"decode@{n}"].read_bytes, fewer.demands[f"decode@{n}"].read_bytes
     assert 1.8 < whole / half < 2.0  # scales are read beside int8 KV
-    kv = 4 * spec.n_layers * spec.n_kv_heads * spec.head_dim * (n + sizes.decode_tokens / 2)
+    kv = 4 * spec.n_layers * spec.n_kv_heads * spec.head_dim * (n + sizes.decode_tokens // 2 + 1)
     panels = [-(-out // 32) * 32 * -(-inner // 32) * 32 for out, inner in layer_shapes(spec)]
     head = -(-spec.vocab_size // 32) * 32 * -(-spec.hidden // 32) * 32
     assert whole == 2 * (spec.n_layers * sum(panels) + head) + kv
@@ -319,6 +320,40 @@ def test_a_token_demands_weights_and_kv_or_its_products(tmp_path: Path) -> None:
     assert read.linear_operations * n == 2 * (parameters * n + spec.vocab_size * spec.hidden)
     pairs = sum(range(1, n + 1))
     assert read.attention_operations * n == pairs * 4 * spec.n_layers * spec.n_heads * spec.head_dim
+
+
+@pytest.mark.skipif(library.best() is None, reason="no native kernels here")
+def test_a_window_bounds_what_a_token_demands(tmp_path: Path) -> None:
+    made = plan(tmp_path)
+    spec, sizes = made.files.spec, made.workload.sizes
+    n = sizes.read[0]
+    windowed = replace(spec, sliding_window=(4,) * spec.n_layers)
+    whole, part = (demands(s, sizes, "bf16", "bf16") for s in (spec, windowed))
+    per_pair = 4 * spec.n_layers * spec.n_heads * spec.head_dim
+    pairs = 1 + 2 + 3 + 4 * (n - 3)
+    assert part[f"prefill@{n}"].attention_operations * n == pytest.approx(per_pair * pairs)
+    n = sizes.decode[0]
+    token_bytes = 4 * spec.n_layers * spec.n_kv_heads * spec.head_dim
+    fewer = whole[f"decode@{n}"].read_bytes - part[f"decode@{n}"].read_bytes
+    assert fewer == token_bytes * (n + sizes.decode_tokens // 2 + 1 - 4)
+
+
+def test_formats_want_native_kernels_in_bfloat16(tmp_path: Path) -> None:
+    made = plan(tmp_path, formats=(("int8", "int8"),), dtype="float32")
+    main, other = arms(made, ("kvasir",))
+    assert not main.demands
+    assert not main.skipped
+    assert other.skipped
+
+
+def test_a_limit_that_cannot_be_measured_costs_its_shares_only() -> None:
+    class Short:
+        def sample(self) -> None:
+            raise DoesNotFit("no memory for it")
+
+    said: list[str] = []
+    run._sample_limits(Short(), said.append)  # type: ignore[arg-type]
+    assert said == ["WARNING: no memory for it"]
 
 
 def test_the_command_writes_the_report_and_says_whether_all_went_well(

@@ -158,6 +158,7 @@ class FakeServers:
         n = len(body["prompt"])
         return Reply(
             first_s=n / 1000,
+            last_s=1,
             total_s=1,
             text="",
             prompt_tokens=n,

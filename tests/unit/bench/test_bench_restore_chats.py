@@ -60,6 +60,7 @@ class FakeModel:
         fresh, self._fresh = self._fresh, False
         return Reply(
             first_s=1,
+            last_s=1,
             total_s=1,
             text=" ".join(answer),
             prompt_tokens=len(prompt),
