@@ -83,19 +83,15 @@ def test_an_interrupted_answer_ends_without_a_word(tmp_path: Path, embedded_gguf
         text=True,
     )
     try:
-        assert process.stderr is not None
-        said = ""
-        while "loaded" not in said:
-            line = process.stderr.readline()
-            assert line, said
-            said += line
-        time.sleep(1.0)  # reading or answering by now
+        assert process.stdout is not None
+        begun = process.stdout.read(1)  # the model may end its answer by itself, but not so soon
         process.send_signal(signal.SIGINT)
         _, rest = process.communicate(timeout=START_S)
     finally:
         process.kill()
+    assert begun, rest
     assert process.returncode == 130
-    assert "Traceback" not in said + rest
+    assert "Traceback" not in rest
     assert Home(home).owner_pid() is None
 
 
