@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from kvasir.bench.machine_limits import Demand
-from kvasir.bench.made_program import layer_bytes, layer_shapes
 from kvasir.bench.workload import Sizes
 from kvasir.core.geometry import KvGeometry
-from kvasir.kernels.native.library import required
-from kvasir.kernels.native.weights import FORMATS
-from kvasir.model.native_forward import head_weights
+from kvasir.model.native_forward import layer_shapes, packed_bytes
 from kvasir.model.spec import ModelSpec
 
 
@@ -28,7 +25,7 @@ def _prefill(spec: ModelSpec, n: int, weights: str, kv: str) -> Demand:
     return Demand(
         weights=weights,
         kv=kv,
-        read_bytes=_weight_bytes(spec, weights) / n,
+        read_bytes=packed_bytes(spec, weights) / n,
         linear_operations=2.0 * (parameters + head / n),
         attention_operations=per_key * seen / n,
     )
@@ -49,7 +46,7 @@ def _decode(spec: ModelSpec, n: int, sizes: Sizes, weights: str, kv: str) -> Dem
     return Demand(
         weights=weights,
         kv=kv,
-        read_bytes=_weight_bytes(spec, weights) + seen * token_bytes,
+        read_bytes=packed_bytes(spec, weights) + seen * token_bytes,
     )
 
 
@@ -57,10 +54,3 @@ def _seen(spec: ModelSpec, layer: int, position: int) -> int:
     """Tokens that the one at ``position`` attends to."""
     window = spec.window_of(layer)
     return min(position + 1, window) if window else position + 1
-
-
-def _weight_bytes(spec: ModelSpec, weights: str) -> int:
-    """Packed projections and output layer."""
-    number = FORMATS[head_weights(weights)]
-    head: int = required().kvasir_packed_bytes(number, spec.vocab_size, spec.hidden)
-    return spec.n_layers * layer_bytes(spec, weights) + head

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from kvasir.bench.kernels_run import KV, WEIGHTS, Case, KernelReport, Work, share_of_limit
+from kvasir.bench.kernels_run import Case, KernelReport, Work, share_of_limit
 from kvasir.bench.machine_limits import limit_lines
+from kvasir.bench.options import FORMATS
 
 
 def show(report: KernelReport, console: Console) -> None:
@@ -36,12 +37,11 @@ def table(report: KernelReport, shape: str) -> Table:
     """A line for each kind of step, a column for each setting."""
     grid = Table(title=f"{shape}: prefill in GFLOP/s, decode in GB/s")
     grid.add_column("weights\nKV")
-    settings = [(weights, kv) for weights in WEIGHTS for kv in KV]
-    for weights, kv in settings:
+    for weights, kv in FORMATS:
         grid.add_column(f"{weights}\n{kv}", justify="right")
     cases = [case for case in report.cases if case.shape == shape]
     for title in dict.fromkeys(title_of(case.work) for case in cases):
-        grid.add_row(title, *(_cell(report, cases, title, *setting) for setting in settings))
+        grid.add_row(title, *(_cell(report, cases, title, *setting) for setting in FORMATS))
     return grid
 
 

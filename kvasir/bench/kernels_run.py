@@ -26,8 +26,6 @@ from kvasir.bench.machine_limits import LimitSamples
 from kvasir.bench.made_model import SHAPES
 from kvasir.bench.made_program import (
     filled_pool,
-    layer_bytes,
-    layer_shapes,
     made_parts,
     open_program,
 )
@@ -39,6 +37,7 @@ from kvasir.kernels.native import library
 from kvasir.kernels.native.library import Isa
 from kvasir.kernels.native.program import Planes, Program
 from kvasir.kernels.paging import BlockTable, Span
+from kvasir.model.native_forward import layer_bytes, layer_shapes
 from kvasir.model.spec import ModelSpec
 
 SCHEMA = "kvasir-bench-kernels/1"

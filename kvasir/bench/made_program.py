@@ -13,29 +13,13 @@ from kvasir.kernels.native import abi
 from kvasir.kernels.native.library import Isa, required
 from kvasir.kernels.native.program import LayerParts, ModelParts, Program
 from kvasir.kernels.native.weights import FORMATS, PackedLinear, aligned_bytes, pack, padded_vector
+from kvasir.model.native_forward import layer_shapes
 from kvasir.model.rope import inverse_frequencies
 from kvasir.model.spec import ModelSpec
 from kvasir.tiers.device import DevicePool
 
 _SAMPLE_ROWS = 4 * abi.PANEL
 _VOCABULARY = abi.PANEL  # no logits are asked for
-
-
-def layer_shapes(spec: ModelSpec) -> tuple[tuple[int, int], ...]:
-    """Outputs and inputs of a layer's projections, as the kernels join them."""
-    queries = spec.n_heads * spec.head_dim
-    return (
-        (queries + 2 * spec.n_kv_heads * spec.head_dim, spec.hidden),
-        (spec.hidden, queries),
-        (2 * spec.intermediate, spec.hidden),
-        (spec.hidden, spec.intermediate),
-    )
-
-
-def layer_bytes(spec: ModelSpec, weights: str) -> int:
-    """What one layer's packed projections take."""
-    library = required()
-    return sum(library.kvasir_packed_bytes(FORMATS[weights], *s) for s in layer_shapes(spec))
 
 
 def made_parts(spec: ModelSpec, weights: str, n_layers: int) -> ModelParts:

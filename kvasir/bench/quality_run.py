@@ -21,6 +21,7 @@ import kvasir
 from kvasir.attention import backend
 from kvasir.bench import machine
 from kvasir.bench.made_model import Tensors, random_tensors, small_qwen
+from kvasir.bench.options import FORMATS
 from kvasir.bench.process import PACKAGE
 from kvasir.bench.quality import QualityOptions
 from kvasir.bench.quality_needles import Found, Needle, ask, make_needles
@@ -40,7 +41,6 @@ from kvasir.model.spec import ModelSpec
 from kvasir.text.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
 
 SCHEMA = "kvasir-bench-quality/1"
-SETTINGS = tuple((weights, kv) for weights in ("bf16", "int8", "int4") for kv in ("bf16", "int8"))
 MOST_WINDOW = 32_768  # of the text; a float32 reference over more takes too long
 SLICE_ROWS = 128  # whose logits are there at a time
 CHAPTER_CHARS = 2000  # what is shorter stands in a table of contents
@@ -231,7 +231,7 @@ def _settings(
     hidden: Mapping[str, Tensor],
     say: Say,
 ) -> Iterator[SettingReport]:
-    for weights, kv in SETTINGS:
+    for weights, kv in FORMATS:
         say(f"{subject.name}: weights {weights}, KV {kv}")
         began_s = time.monotonic()
         forward = NativeForward(

@@ -119,22 +119,34 @@ def _shares_head(spec: ModelSpec, weights: str) -> bool:
     return spec.tied_embeddings and head_weights(weights) == "bf16"
 
 
-def weight_bytes(spec: ModelSpec, weights: str) -> int:
-    """Memory that the packed weights take, and the embedding where it is apart."""
-    library = required()
-    number = FORMATS[weights]
-    heads = spec.n_heads + 2 * spec.n_kv_heads
-    shapes = [
-        (heads * spec.head_dim, spec.hidden),
-        (spec.hidden, spec.n_heads * spec.head_dim),
+def layer_shapes(spec: ModelSpec) -> tuple[tuple[int, int], ...]:
+    """Outputs and inputs of a layer's projections, as the kernels join them."""
+    queries = spec.n_heads * spec.head_dim
+    return (
+        (queries + 2 * spec.n_kv_heads * spec.head_dim, spec.hidden),
+        (spec.hidden, queries),
         (2 * spec.intermediate, spec.hidden),
         (spec.hidden, spec.intermediate),
-    ]
-    layer: int = sum(library.kvasir_packed_bytes(number, *shape) for shape in shapes)
-    head_format = FORMATS[head_weights(weights)]
-    head: int = library.kvasir_packed_bytes(head_format, spec.vocab_size, spec.hidden)
+    )
+
+
+def layer_bytes(spec: ModelSpec, weights: str) -> int:
+    """What one layer's packed projections take."""
+    library = required()
+    return sum(library.kvasir_packed_bytes(FORMATS[weights], *s) for s in layer_shapes(spec))
+
+
+def packed_bytes(spec: ModelSpec, weights: str) -> int:
+    """What all packed projections take, the output layer's too: a token's share of memory reads."""
+    number = FORMATS[head_weights(weights)]
+    head: int = required().kvasir_packed_bytes(number, spec.vocab_size, spec.hidden)
+    return spec.n_layers * layer_bytes(spec, weights) + head
+
+
+def weight_bytes(spec: ModelSpec, weights: str) -> int:
+    """Memory that the packed weights take, and the embedding where it is apart."""
     embedding = 0 if _shares_head(spec, weights) else 2 * spec.vocab_size * spec.hidden
-    return spec.n_layers * layer + head + embedding
+    return packed_bytes(spec, weights) + embedding
 
 
 def loading_bytes(spec: ModelSpec, weights: str) -> int:

@@ -14,11 +14,12 @@ from kvasir.bench import kernels, kernels_run
 from kvasir.bench.kernels_run import Case, share_of_limit, time_work, work_of, works
 from kvasir.bench.machine_limits import LimitSamples
 from kvasir.bench.made_model import SHAPES, random_tensors
-from kvasir.bench.made_program import filled_pool, layer_bytes, made_parts, open_program
+from kvasir.bench.made_program import filled_pool, made_parts, open_program
 from kvasir.core.errors import ConfigError
 from kvasir.kernels.native import library, limits
 from kvasir.kernels.native.program import Planes
 from kvasir.kernels.paging import BlockTable, Span
+from kvasir.model.native_forward import layer_bytes
 
 needs_native = pytest.mark.skipif(library.best() is None, reason="no native kernels here")
 

@@ -21,13 +21,13 @@ from kvasir.bench import http as bench_http
 from kvasir.bench import peers, run
 from kvasir.bench.arms import Plan, arms, pool_gib
 from kvasir.bench.demand import demands
-from kvasir.bench.made_program import layer_shapes
 from kvasir.bench.options import Options
 from kvasir.bench.process import WorkerFailed, environment, only_kvasir
 from kvasir.bench.results import Sample
 from kvasir.bench.workload import FULL, QUICK, make, tokens_needed
 from kvasir.core.errors import ConfigError, DoesNotFit
 from kvasir.kernels.native import library
+from kvasir.model.native_forward import layer_shapes
 
 QUICK_PROMPTS = make(range(tokens_needed(QUICK)), ([1], [2]), QUICK)  # type: ignore[arg-type]
 

@@ -13,6 +13,7 @@ from bench_models import gguf_model
 
 from kvasir.bench import quality, quality_run
 from kvasir.bench.made_model import random_tensors, small_qwen
+from kvasir.bench.options import FORMATS
 from kvasir.bench.quality_needles import ANSWER_TOKENS, make_needles, rate
 from kvasir.bench.quality_reader import BLOCK_TOKENS, Reader
 from kvasir.bench.quality_scores import Tally, stretches
@@ -176,7 +177,7 @@ def test_more_bits_are_nearer_to_float32() -> None:
     assert isa is not None
     subject = quality_run.made_subject(small(), seed=1)
     report = quality_run.measure(subject, isa, 1, lambda _: None)
-    assert [(s.weights, s.kv) for s in report.settings] == list(quality_run.SETTINGS)
+    assert [(s.weights, s.kv) for s in report.settings] == list(FORMATS)
     kl = {(s.weights, s.kv): s.scores["last"].kl_nats for s in report.settings}
     assert 0 < kl["bf16", "bf16"] < kl["int8", "bf16"] < kl["int4", "bf16"] < 0.2
     assert kl["bf16", "bf16"] < kl["bf16", "int8"]
