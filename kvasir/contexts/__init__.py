@@ -1,0 +1,1 @@
+"""Contexts: what a document is to the model, read once, kept, asked, forked, moved."""
