@@ -10,7 +10,13 @@ KvasirError
 │   ├── TemplateError      the chat template fails, loops, or cannot render the messages
 │   └── DoesNotFit         the model or the KV pool needs more memory than there is
 ├── RequestError           the caller's request is wrong; carries the offending parameter
-│   └── ContextTooLong     more tokens than the window holds; carries the counts
+│   ├── ContextTooLong     more tokens than the window holds; carries the counts
+│   ├── UnsupportedFile    a file of a format that gives no text (HTTP 415)
+│   └── UnreadableFile     a file of a known format of which nothing can be read (HTTP 422)
+├── CatalogError           what tenants, files and contexts there are cannot be read or changed
+│   ├── CatalogUnavailable the database cannot be reached, is full, or was busy for too long
+│   ├── NameTaken          something of that tenant, or a tenant, has the name already
+│   └── UnknownTenant      no tenant has that name
 └── EngineStopped          the engine has ended and takes no more requests
 
 Messages say what happened, why, and what to do next, in that order.
@@ -79,6 +85,31 @@ class ContextTooLong(RequestError):
         self.window = window
         self.prompt_tokens = prompt_tokens
         self.max_tokens = max_tokens
+
+
+class CatalogError(KvasirError):
+    """What tenants, keys, files and contexts there are cannot be read or changed as asked."""
+
+
+class CatalogUnavailable(CatalogError):
+    """The database cannot be reached, is full or damaged, or was busy for too long."""
+
+
+class NameTaken(CatalogError):
+    """A name that must be unique is in use."""
+
+
+class UnknownTenant(CatalogError):
+    """No tenant has that name."""
+
+
+class UnsupportedFile(RequestError):
+    """The file is of a format from which Kvasir takes no text: over HTTP a 415."""
+
+
+class UnreadableFile(RequestError):
+    """The file's format is known, but nothing of it can be read: it is encrypted, damaged, empty or
+    hostile. Over HTTP a 422."""
 
 
 class EngineStopped(KvasirError):

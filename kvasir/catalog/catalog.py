@@ -1,0 +1,60 @@
+"""The catalog: what there is and whose it is, in one database.
+
+Invariants: what a function has returned from is in the database for good; a tenant's functions
+find nothing of another tenant, to whom it is as if it were not there.
+"""
+
+from __future__ import annotations
+
+from kvasir.catalog.contexts import Contexts
+from kvasir.catalog.database import Database, open_database
+from kvasir.catalog.events import Events
+from kvasir.catalog.files import Files
+from kvasir.catalog.idempotency import Idempotency
+from kvasir.catalog.keys import Keys
+from kvasir.catalog.migrations import migrate
+from kvasir.catalog.tenants import Tenants
+from kvasir.core.errors import CatalogUnavailable, ConfigError
+
+
+class Catalog:
+    """All tables of a database. Threads may share it; every call is short and waits for nothing but
+    the database, at most some tens of seconds. Calls raise ``CatalogUnavailable``."""
+
+    def __init__(self, database: Database) -> None:
+        """``database`` must have been migrated, see ``open_catalog``."""
+        self._database = database
+        self.told = database.told  # how to speak of the database; without a password
+        self.tenants = Tenants(database)
+        self.keys = Keys(database)
+        self.files = Files(database)
+        self.contexts = Contexts(database)
+        self.events = Events(database)
+        self.idempotency = Idempotency(database)
+
+    def close(self) -> None:
+        """Give back all connections; nothing may be called any more."""
+        self._database.close()
+
+
+def open_catalog(url: str) -> Catalog:
+    """The catalog in the database at ``url``, brought up to date.
+
+    ``sqlite:////path`` is a file, made with mode 0600; ``sqlite://`` lies in memory and goes with
+    the catalog; ``postgresql://user:password@host/name`` (or ``…?host=/folder/of/its/socket``) is
+    a server's. Raises ``ConfigError`` where it is none of these or cannot be used.
+    """
+    database = open_database(url)
+    try:
+        migrate(database)
+    except CatalogUnavailable as error:
+        database.close()
+        first, *_ = str(error).splitlines()
+        raise ConfigError(
+            f"{first}\ntenants, keys, files and contexts are listed in it\n"
+            "see that it is there and takes you, or name another one with the setting `database`"
+        ) from error
+    except BaseException:
+        database.close()
+        raise
+    return Catalog(database)
