@@ -57,13 +57,9 @@ class Contexts:
         return self._first(_TABLE.c.tenant == tenant, _TABLE.c.name == name)
 
     def by_fingerprint(self, tenant: str, fingerprint: str) -> ContextRow | None:
-        """The tenant's newest context of that content and model that has not failed; a cancelled
-        one is one to go on with."""
-        return self._first(
-            _TABLE.c.tenant == tenant,
-            _TABLE.c.fingerprint == fingerprint,
-            _TABLE.c.status != "failed",
-        )
+        """The tenant's newest context of that content and model; where it was cancelled, failed or
+        expired it is one to go on with."""
+        return self._first(_TABLE.c.tenant == tenant, _TABLE.c.fingerprint == fingerprint)
 
     def list(
         self,
@@ -125,6 +121,10 @@ class Contexts:
     def live(self) -> tuple[ContextRow, ...]:
         """Contexts of all tenants that are read or to be read, the oldest first."""
         return self._all(_TABLE.c.status.in_((*UNFINISHED, "completed")))
+
+    def held(self) -> tuple[ContextRow, ...]:
+        """Contexts of all tenants whose KV, or what was read of it, is to stay."""
+        return self._all(_TABLE.c.keep == "kv", _TABLE.c.status != "expired")
 
     def ids(self) -> set[str]:
         """Ids of all contexts of all tenants."""
@@ -206,6 +206,16 @@ class Contexts:
                 )
             )
             return True
+
+    def forget_read(self, context_id: str) -> None:
+        """Note that nothing of a context is kept any more."""
+        with self._database.write() as connection:
+            connection.execute(
+                update(_SECTIONS).where(_SECTIONS.c.context == context_id).values(read=False)
+            )
+            connection.execute(
+                update(_TABLE).where(_TABLE.c.id == context_id).values(read_tokens=0)
+            )
 
     def set_summary(self, context_id: str, index: int, summary: str | None) -> bool:
         """Keep what the model says a section is about; whether the section is there."""

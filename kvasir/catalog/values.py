@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 Role = Literal["tenant", "admin"]
 FileStatus = Literal["uploaded", "processed", "error"]
-ContextStatus = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+ContextStatus = Literal["queued", "in_progress", "completed", "failed", "cancelled", "expired"]
 Origin = Literal["explicit", "imported", "fork"]
 Anchor = Literal["created_at", "last_active_at"]
 Order = Literal["asc", "desc"]
