@@ -94,8 +94,8 @@ def open_database(url: str) -> Database:
     """The database at ``url``. Raises ``ConfigError`` that says what to do about it."""
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
-        raise _not_known() from error  # the text may hold a password
+    except (ArgumentError, ValueError):
+        raise _not_known() from None  # what they say may hold a password
     if parsed.drivername == "sqlite":
         return _open_sqlite(parsed)
     if parsed.drivername in ("postgresql", "postgres", "postgresql+pg8000"):
@@ -125,7 +125,10 @@ def _open_sqlite(url: URL) -> Database:
     memory = url.database in (None, "", ":memory:")
     if memory:
         engine = create_engine(
-            "sqlite://", poolclass=StaticPool, connect_args={"check_same_thread": False}
+            "sqlite://",
+            poolclass=StaticPool,
+            connect_args={"check_same_thread": False},
+            hide_parameters=True,
         )
         told = "in memory"
     else:
@@ -135,6 +138,7 @@ def _open_sqlite(url: URL) -> Database:
             URL.create("sqlite", database=str(path)),
             connect_args={"timeout": _BUSY_S, "check_same_thread": False},
             pool_timeout=_BUSY_S,
+            hide_parameters=True,  # no row's content in the words of an error
         )
         told = str(path)
 
@@ -214,6 +218,7 @@ def _open_postgres(url: URL) -> Database:
             connect_args={"timeout": _BUSY_S, **_postgres_arguments(url)},
             pool_pre_ping=True,
             pool_timeout=_BUSY_S,
+            hide_parameters=True,
         )
     except ModuleNotFoundError as error:
         raise ConfigError(
