@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import hypothesis.strategies as st
 import pytest
@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 
 from kvasir.catalog.catalog import Catalog, open_catalog
-from kvasir.catalog.values import ContextRow, FileRow, Order
+from kvasir.catalog.values import ContextRow, ContextStatus, FileRow, Order
 from kvasir.core.errors import NameTaken, RequestError
 
 TENANTS = ("ann", "bob")
@@ -40,7 +40,7 @@ json_values = st.recursive(
 unread = st.lists(st.dictionaries(st.text(max_size=3), json_values, max_size=2), max_size=2).map(
     tuple
 )
-statuses = st.sampled_from(["queued", "in_progress", "completed", "failed", "cancelled"])
+statuses = st.sampled_from(get_args(ContextStatus))
 names = st.none() | st.sampled_from(["n1", "n2", "ü"])
 file_changes = st.fixed_dictionaries(
     {},
@@ -58,6 +58,7 @@ context_changes = st.fixed_dictionaries(
         "status": statuses,
         "name": names,
         "pinned": st.booleans(),
+        "keep": st.sampled_from(["kv", "text"]),
         "metadata": st.dictionaries(texts, texts, max_size=2),
         "definition": st.dictionaries(st.text(max_size=3), json_values, max_size=2),
         "expires_at": st.none() | times,
@@ -200,7 +201,7 @@ class CatalogMachine(RuleBasedStateMachine):
         alike = [
             row
             for row in self.contexts.values()
-            if (row.tenant, row.fingerprint) == (tenant, fingerprint) and row.status != "failed"
+            if (row.tenant, row.fingerprint) == (tenant, fingerprint)
         ]
         newest = ordered(alike)[-1] if alike else None
         assert self.catalog.contexts.by_fingerprint(tenant, fingerprint) == newest
@@ -215,9 +216,11 @@ class CatalogMachine(RuleBasedStateMachine):
         rows = self.contexts.values()
         waiting = [row for row in rows if row.status in ("queued", "in_progress")]
         live = [row for row in rows if row.status in ("queued", "in_progress", "completed")]
+        held = [row for row in rows if row.keep == "kv" and row.status != "expired"]
         expired = [row for row in rows if over(row) and not row.pinned]
         assert self.catalog.contexts.unfinished() == ordered(waiting)
         assert self.catalog.contexts.live() == ordered(live)
+        assert self.catalog.contexts.held() == ordered(held)
         assert self.catalog.contexts.expired(now) == ordered(expired)
         gone = [row for row in self.files.values() if over(row)]
         assert sorted(self.catalog.files.expired(now), key=by_age) == list(ordered(gone))
@@ -320,6 +323,11 @@ def test_sections_keep_their_tokens_and_what_was_read(catalog: Catalog) -> None:
     told = catalog.contexts.sections("ctx_1")
     assert [s.read for s in told] == [True, False, True]
     assert [s.summary for s in told] == [None, "of ravens", None]
+    catalog.contexts.forget_read("ctx_1")
+    row = catalog.contexts.get("ann", "ctx_1")
+    assert row is not None
+    assert (row.read_tokens, row.computed_tokens) == (0, 5)
+    assert not any(s.read for s in catalog.contexts.sections("ctx_1"))
 
 
 def test_sections_are_replaced_with_what_is_told_of_them(catalog: Catalog) -> None:
