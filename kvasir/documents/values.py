@@ -54,6 +54,9 @@ class Document:
     headings: tuple[Heading, ...] = ()
     unread: tuple[Unread, ...] = ()
     paged: bool = False  # whether pages are the file's own; else there is one, which means nothing
+    encoding: str | None = (
+        None  # that a text file was read in: "utf-8", "cp1252", … (maybe a guess)
+    )
 
     def page_at(self, offset: int) -> Page:
         """The page that holds the character at ``offset``; the last one for the end of the text."""
@@ -80,6 +83,7 @@ class Document:
                 headings=tuple(Heading(**heading) for heading in data["headings"]),
                 unread=tuple(Unread(**unread) for unread in data["unread"]),
                 paged=bool(data["paged"]),
+                encoding=data.get("encoding"),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"this is not a document: {error}") from error
