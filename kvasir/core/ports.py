@@ -14,7 +14,7 @@ from typing import Protocol
 from kvasir.core.events import Event
 from kvasir.core.plans import Audit, StepPlan, StepResult
 from kvasir.core.requests import Request
-from kvasir.core.tiers import KeptRecord, Tier, TierStatus
+from kvasir.core.tiers import KeptRecord, KeptText, Residence, Tier, TierStatus
 
 Deliver = Callable[[Event], None]
 Interrupted = Callable[[], bool]  # whether a request or an abort has come since the step began
@@ -109,4 +109,41 @@ class Engine(Protocol):
     def verify(self) -> Sequence[KeptRecord]:
         """Read every record again; those that did not verify, which are gone. Takes as long as
         reading all of it takes."""
+        ...
+
+    # What follows is for texts that are to be kept. Every call may take as long as a step, hashes
+    # the tokens that it is given on the caller's thread, and raises ``EngineStopped`` at the end.
+
+    def hold(self, holder: str, namespace: bytes, texts: Sequence[Sequence[int]]) -> None:
+        """What is stored of ``texts``, now and later, is not evicted and not superseded until
+        ``holder`` lets go; in the place of what that one held before. What of them is in the pool
+        alone is saved. Holds end with the process. Nothing is computed."""
+        ...
+
+    def let_go(self, holder: str) -> bool:
+        """End what ``holder`` holds; False where it holds nothing."""
+        ...
+
+    def residence(self, namespace: bytes, tokens: Sequence[int]) -> Residence:
+        """Where this text is. Where it is neither ``durable`` nor ``saving`` a part was not stored
+        (no room, or evicted from the pool before its turn): ask it again with ``max_tokens`` 0, or,
+        where ``failure`` says so, not."""
+        ...
+
+    def texts(self, namespace: bytes) -> Sequence[KeptText]:
+        """The longest texts that are stored of ``namespace``, the last used first."""
+        ...
+
+    def drop(self, namespace: bytes, texts: Sequence[Sequence[int]]) -> None:
+        """Forget what is stored and idle of ``texts``, but for what is held and what another kept
+        text continues. Let go first."""
+        ...
+
+    def room_bytes(self, namespace: bytes) -> int:
+        """How many bytes more can be held for ``namespace``, whatever others ask for: what is held
+        or promised counts, and so does what others use of their guaranteed shares."""
+        ...
+
+    def bytes_of(self, n_tokens: int) -> int:
+        """What a text of so many tokens takes once it is stored. Returns at once."""
         ...

@@ -55,6 +55,9 @@ class Request:
     unless ``ignore_eos`` was asked). ``prompt_logprobs`` not None asks for the log-probabilities of
     the prompt's own tokens with that many alternatives; such a request reuses no KV, because the
     logits of reused positions are not kept.
+
+    ``transient`` says that what it computes is of no use later: it is not copied to the stored
+    tiers, and its blocks are the first to give way in the pool. It reuses what is there as any.
     """
 
     id: str
@@ -65,3 +68,4 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()
     n: int = 1
     prompt_logprobs: int | None = None
+    transient: bool = False

@@ -19,8 +19,9 @@ from kvasir.core.errors import EngineStopped
 from kvasir.core.events import Event, Finished, FinishReason, Refused, Usage
 from kvasir.core.ports import Deliver, EngineStatus
 from kvasir.core.requests import Request
-from kvasir.core.tiers import KeptRecord, Tier
+from kvasir.core.tiers import KeptRecord, KeptText, Residence, Tier
 from kvasir.engine.engine import Engine
+from kvasir.kv.keeping import Keeping, KeyedText, keyed
 from kvasir.sched.scheduler import Abort, Command, Submit
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,38 @@ class EngineClient:
 
     def clear(self, tier: Tier | None, namespace_tag: bytes | None) -> int:
         """Forget stored KV (see ``core.ports.Engine``)."""
-        return self._call(lambda: self._engine.sched.cache.clear(tier, namespace_tag))
+        return self._call(lambda: self._engine.sched.cache.keeping.clear(tier, namespace_tag))
+
+    def hold(self, holder: str, namespace: bytes, texts: Sequence[Sequence[int]]) -> None:
+        """Keep what is stored of ``texts`` (see ``core.ports.Engine``)."""
+        ours = [self._keyed(namespace, tokens) for tokens in texts]
+        self._call(lambda: self._keeping.hold(holder, ours))
+
+    def let_go(self, holder: str) -> bool:
+        """End a hold (see ``core.ports.Engine``)."""
+        return self._call(lambda: self._keeping.let_go(holder))
+
+    def residence(self, namespace: bytes, tokens: Sequence[int]) -> Residence:
+        """Where a text is (see ``core.ports.Engine``)."""
+        text = self._keyed(namespace, tokens)
+        return self._call(lambda: self._keeping.residence(text))
+
+    def texts(self, namespace: bytes) -> Sequence[KeptText]:
+        """The longest texts that are stored (see ``core.ports.Engine``)."""
+        return self._call(lambda: self._keeping.texts(namespace))
+
+    def drop(self, namespace: bytes, texts: Sequence[Sequence[int]]) -> None:
+        """Forget texts (see ``core.ports.Engine``)."""
+        ours = [self._keyed(namespace, tokens) for tokens in texts]
+        self._call(lambda: self._keeping.drop(ours))
+
+    def room_bytes(self, namespace: bytes) -> int:
+        """How many bytes more can be held (see ``core.ports.Engine``)."""
+        return self._call(lambda: self._keeping.room_bytes(namespace))
+
+    def bytes_of(self, n_tokens: int) -> int:
+        """What a text takes once it is stored (see ``core.ports.Engine``)."""
+        return self._engine.sched.cache.stored.bytes_of(n_tokens)
 
     def verify(self) -> Sequence[KeptRecord]:
         """Read every record again (see ``core.ports.Engine``)."""
@@ -194,6 +226,14 @@ class EngineClient:
         if self._inbox or self._calls or self._moved or self._stop_at_s is not None:
             return False
         return self._engine.idle or self._engine.waits
+
+    @property
+    def _keeping(self) -> Keeping:
+        return self._engine.sched.cache.keeping
+
+    def _keyed(self, namespace: bytes, tokens: Sequence[int]) -> KeyedText:
+        cache = self._engine.sched.cache
+        return keyed(cache.chain(namespace), namespace, tokens, cache.geometry.block_tokens)
 
     def _call(self, function: Callable[[], T]) -> T:
         """What ``function`` gives, called on the engine's thread between two steps. Raises

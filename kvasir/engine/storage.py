@@ -17,7 +17,7 @@ from kvasir.core.realm import Realm
 from kvasir.core.tiers import Tier
 from kvasir.kv.moves import Mover
 from kvasir.kv.shelf import Shelf
-from kvasir.kv.stored import StoredRecord, StoredTiers
+from kvasir.kv.stored import StoredRecord, StoredTiers, bytes_of_blocks
 from kvasir.tiers.carry import BlockBytes
 from kvasir.tiers.folder import RealFolder
 from kvasir.tiers.mover import ThreadedMover
@@ -130,11 +130,18 @@ def open_stored(
 ) -> StoredTiers:
     """The tiers of ``stores``, the fastest first, with what is in them. What a newer server's
     records take of a store is no room for others."""
+
+    def record_bytes(n_blocks: int, n_tokens: int) -> int:
+        return size_of_record(geometry, n_blocks, n_tokens)
+
+    def bytes_of(n_blocks: int) -> int:
+        return bytes_of_blocks(geometry, record_bytes, n_blocks)
+
     return StoredTiers(
-        [Shelf(t, max(0, s.cap_bytes - s.newer_bytes)) for t, s in stores.items()],
+        [Shelf(t, max(0, s.cap_bytes - s.newer_bytes), bytes_of) for t, s in stores.items()],
         mover,
         geometry,
-        record_bytes=lambda n_blocks, n_tokens: size_of_record(geometry, n_blocks, n_tokens),
+        record_bytes=record_bytes,
         records=[found for tier, store in stores.items() for found in _records(tier, store, realm)],
         now_s=now_s,
     )

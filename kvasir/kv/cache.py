@@ -16,12 +16,13 @@ from kvasir.core.costs import CostFit, StepShape
 from kvasir.core.events import Miss
 from kvasir.core.geometry import KvGeometry
 from kvasir.core.plans import Audit, Copy
-from kvasir.core.realm import Realm, namespace_tag
-from kvasir.core.tiers import Tier, TierStatus
+from kvasir.core.realm import Realm
+from kvasir.core.tiers import TierStatus
 from kvasir.kv.audit import Auditor
 from kvasir.kv.blocks import DeviceBlocks
 from kvasir.kv.conservation import check_places, check_tree
 from kvasir.kv.explain import why_not_more
+from kvasir.kv.keeping import Keeping
 from kvasir.kv.keys import NO_PARENT, KeyChain
 from kvasir.kv.lease import Lease, Match, chain_of, kept_token, taken_from
 from kvasir.kv.moves import Moved, NoMover
@@ -32,6 +33,8 @@ from kvasir.kv.stored import StoredTiers
 from kvasir.kv.tree import Node, PrefixTree
 
 log = logging.getLogger(__name__)
+
+_NOT_WORTH_S = 2.0**-40  # less than any block that somebody may need again
 
 
 class KvCache:
@@ -61,6 +64,7 @@ class KvCache:
             self._device, self.stored, self._compute_s, self.chain, self.auditor.restored
         )
         self._saver = Saver(self._device, self.stored, self._compute_s)
+        self.keeping = Keeping(self._device, self.stored, self._saver)
 
     # what there is -------------------------------------------------------------------------------
 
@@ -142,6 +146,7 @@ class KvCache:
             if not self._restorer.moved(moved) and not self._saver.moved(moved)
         ]
         self._restorer.adopt()
+        self.keeping.drop_again()
         self._saver.issue()
         self._reload_s = self.stored.reload_s()
         return others
@@ -217,24 +222,8 @@ class KvCache:
             return False
         if not finding.right:
             log.error("AUDIT FAILED: a restored block is not what computing gives; it is discarded")
-            self._discard(finding.node)
+            self.keeping.discard(finding.node)
         return True
-
-    def clear(self, tier: Tier | None, tag: bytes | None) -> int:
-        """Forget the records of ``tier`` (None: all) whose namespace has ``tag`` (None: any), and
-        without ``tier`` idle blocks in the pool too; how many records."""
-        n_records = 0
-        for shelf in self.stored.shelves:
-            if tier in (None, shelf.tier):
-                names = [e.name for e in shelf if tag in (None, e.namespace_tag)]
-                for name in names:
-                    self.stored.drop(shelf.tier, name)
-                n_records += len(names)
-        self._saver.clear(tier, tag)
-        if tier is None:
-            gone = self._tree.clear(lambda namespace: tag in (None, namespace_tag(namespace)))
-            self._device.give(gone)
-        return n_records
 
     # a lease's life ------------------------------------------------------------------------------
 
@@ -246,6 +235,7 @@ class KvCache:
         keys: list[bytes],
         *,
         reuse: bool = True,
+        transient: bool = False,
         known: int = 0,
         spare_blocks: int = 0,
         wish_blocks: int = 0,
@@ -255,18 +245,20 @@ class KvCache:
         ``keys`` are those of the full blocks of ``tokens`` (the lease keeps the list). At least
         ``spare_blocks`` stay available to others. Up to ``wish_blocks`` more are reserved from what
         is free, so that an answer can grow side by side. The ``Copy`` must be carried out before
-        the lease's own tokens are written; then ``copied`` ends the hold on its source.
+        the lease's own tokens are written; then ``copied`` ends the hold on its source. What is
+        computed under a ``transient`` lease is not stored.
         """
         match = Match(0, 0, None, Miss.PROMPT_LOGPROBS)
         if reuse:
             match = self.match(namespace, tokens, keys, known)
-        lease = self._reserve(namespace, chain, tokens, keys, match, spare_blocks, wish_blocks)
+        wanted = (spare_blocks, wish_blocks, transient)
+        lease = self._reserve(namespace, chain, tokens, keys, match, *wanted)
         if lease is None and match.partial is not None:
             # The source of the copy is kept from eviction meanwhile; do without it.
             size = self.geometry.block_tokens
             found = match.n_blocks * size
             match = Match(match.n_blocks, found, None, Miss.EVICTED)
-            lease = self._reserve(namespace, chain, tokens, keys, match, spare_blocks, wish_blocks)
+            lease = self._reserve(namespace, chain, tokens, keys, match, *wanted)
         if lease is None:
             return None
         copy = None
@@ -311,10 +303,12 @@ class KvCache:
             key = lease.keys[index]
             node = self._tree.get(key)
             if node is None:
-                self._device.give(self._tree.take_superseded(lease.node, block_tokens))
+                if not lease.transient:
+                    self._device.give(self._tree.take_superseded(lease.node, block_tokens))
                 node = self._tree.add(
                     key, lease.node, block_tokens, lease.blocks[index], tail=False
                 )
+                node.transient = lease.transient
                 self._pin_next(lease, node)
             else:
                 self._share(lease, node)
@@ -331,7 +325,8 @@ class KvCache:
         size = self.geometry.block_tokens
         first = lease.n_sealed * size
         own = lease.blocks[lease.n_sealed :]
-        if computed > first and own and self._keep_tail(lease, tokens[first:computed], own[0]):
+        tail = () if lease.transient else tokens[first:computed]
+        if tail and own and self._keep_tail(lease, tail, own[0]):
             own = own[1:]
         self._device.give(own)
         self._tree.unpin(lease.node)
@@ -364,6 +359,7 @@ class KvCache:
         match: Match,
         spare_blocks: int,
         wish_blocks: int,
+        transient: bool,
     ) -> Lease | None:
         root = self._tree.root(namespace)
         lease = Lease(namespace, chain, root, keys)
@@ -389,12 +385,15 @@ class KvCache:
         lease.blocks += blocks
         for node in chain_nodes:
             lease.reused_by_tier[taken_from(node)] += len(node.tokens)
+            node.transient = node.transient and transient
+        lease.transient = transient
         self._leases.add(lease)
         return lease
 
     def _share(self, lease: Lease, node: Node) -> None:
         """Put the tree's block in the place of the lease's own next one."""
         index = lease.n_sealed
+        node.transient = node.transient and lease.transient
         self._device.give([lease.blocks[index]])
         lease.blocks[index] = node.block
         lease.dirty_from = min(lease.dirty_from, index)
@@ -406,16 +405,19 @@ class KvCache:
         lease.n_sealed += 1
 
     def _want_saved(self, lease: Lease) -> None:
-        """Have everything saved that the lease has sealed."""
+        """Have everything saved that the lease has sealed; of a transient one, what is held."""
         if lease.n_sealed > lease.n_wanted:
-            end = lease.n_sealed * self.geometry.block_tokens
-            self._saver.want(lease.namespace, lease.node, end)
+            node = self.keeping.deepest_held(lease.node) if lease.transient else lease.node
+            self._saver.want(lease.namespace, node, (node.depth + 1) * self.geometry.block_tokens)
             lease.n_wanted = lease.n_sealed
 
     def _keep_tail(self, lease: Lease, tokens: Sequence[int], block: int) -> bool:
-        """Put the unfilled last block into the tree, unless what is there holds its tokens."""
-        _, length = self._tree.closest_child(lease.node, tokens)
-        if length == len(tokens):
+        """Put the unfilled last block into the tree, unless what is there holds its tokens, and
+        will be stored."""
+        covering, length = self._tree.closest_child(lease.node, tokens)
+        if length == len(tokens) and covering is not None and not covering.transient:
+            end = lease.n_sealed * self.geometry.block_tokens + len(covering.tokens)
+            self._saver.want(lease.namespace, covering, end)
             return False
         self._device.give(self._tree.take_superseded(lease.node, tokens))
         key = lease.chain.key(lease.node.key, tokens)
@@ -424,11 +426,6 @@ class KvCache:
         self._saver.want(lease.namespace, node, end)
         return True
 
-    def _discard(self, node: Node) -> None:
-        """Forget a block that is wrong, and everything that was computed behind it."""
-        self.stored.drop_behind(namespace_tag(node.root.namespace), node.key)
-        self._device.give(self._tree.remove_below(node))
-
     def _compute_s(self, n_tokens: int, start: int) -> float:
         costs = self.fit.costs
         return costs.step_s(StepShape()) + costs.prefill_s(n_tokens, start)
@@ -436,6 +433,8 @@ class KvCache:
     def _worth_s(self, node: Node) -> float:
         """In how many seconds a block could be had again, as a power of two: among those that cost
         about the same, the least recently used goes first."""
+        if node.transient:
+            return _NOT_WORTH_S
         start = node.depth * self.geometry.block_tokens
         seconds = self.fit.costs.prefill_s(len(node.tokens), start)
         if self.stored.get(node.key) is not None:

@@ -40,6 +40,7 @@ class Lease:
         "restore",
         "reused_by_tier",
         "root",
+        "transient",
     )
 
     def __init__(self, namespace: bytes, chain: KeyChain, root: Node, keys: list[bytes]) -> None:
@@ -55,6 +56,7 @@ class Lease:
         self.copied_from: Node | None = None  # pinned until the copy has been made
         self.restore: Restore | None = None  # which this lease computes towards
         self.reused_by_tier: Counter[Tier] = Counter()  # tokens
+        self.transient = False  # whether what it computes is not to be stored
 
     def take_changes(self) -> tuple[int, tuple[Run, ...]]:
         """(entries to keep, runs to append): the table's changes since the last call."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from kvasir.core.realm import namespace_tag
@@ -21,12 +21,11 @@ from kvasir.kv.lease import chain_of
 from kvasir.kv.moves import Extent, Moved, Save
 from kvasir.kv.restore import Seconds
 from kvasir.kv.shelf import Shelf
-from kvasir.kv.stored import StoredTiers
+from kvasir.kv.stored import StoredTiers, run_blocks
 from kvasir.kv.tree import Node
 
 log = logging.getLogger(__name__)
 
-RUN_BYTES = 16 * 2**20  # of a record: large enough for a disk's sequential speed (ADR 5)
 _MOST_UNDER_WAY_BYTES = 128 * 2**20
 _POOL_SHARE = 8
 
@@ -60,7 +59,7 @@ class Saver:
         compute_s: Seconds,
     ) -> None:
         geometry = stored.geometry
-        self.run_blocks = max(1, RUN_BYTES // geometry.block_bytes)
+        self.run_blocks = run_blocks(geometry)
         self.unsaved_blocks = dict.fromkeys((shelf.tier for shelf in stored.shelves), 0)
         self._device = device
         self._stored = stored
@@ -87,6 +86,23 @@ class Saver:
     def pinned(self) -> Iterator[Node]:
         """Every node that a save pins, once per pin."""
         return (save.node for save in self._under_way.values())
+
+    def saves(self, tier: Tier, key: bytes) -> bool:
+        """Whether the block or tail ``key`` is to be saved in ``tier``, or being saved."""
+        return (tier, key) in self._wanted
+
+    def saves_of(self, keys: Collection[bytes]) -> frozenset[int]:
+        """The saves under way that copy a block or tail of ``keys``."""
+        wanted = set(keys)
+        return frozenset(
+            save_id
+            for save_id, save in self._under_way.items()
+            if not wanted.isdisjoint(save.extent.keys)
+        )
+
+    def any_under_way(self, saves: frozenset[int]) -> bool:
+        """Whether one of ``saves`` has not ended."""
+        return not saves.isdisjoint(self._under_way)
 
     def want(self, namespace: bytes, node: Node, end: int) -> None:
         """Save ``node``, whose tokens end at position ``end``, and all before it that is not saved:
@@ -176,7 +192,7 @@ class Saver:
         return gaps[::-1]
 
     def _kept(self, shelf: Shelf, node: Node) -> bool:
-        return shelf.get(node.key) is not None or (shelf.tier, node.key) in self._wanted
+        return shelf.get(node.key) is not None or self.saves(shelf.tier, node.key)
 
     def _begin(self, wanted: _Wanted) -> None:
         shelf, tree = wanted.shelf, self._device.tree
@@ -227,6 +243,7 @@ class Saver:
             extent.n_bytes,
             self._stored.now_s(),
             behind=[one.parent for one in (extent, *saving)],
+            of=extent,
         )
         if going is None:
             return False
@@ -236,7 +253,7 @@ class Saver:
 
     def _failed(self, shelf: Shelf, n_blocks: int, problem: str) -> None:
         self.unsaved_blocks[shelf.tier] += n_blocks
-        failure = next((s.failure for s in self._stored.mover.status() if s.tier is shelf.tier), "")
+        failure = self._stored.failure(shelf.tier)
         if failure:
             self._closed.add(shelf.tier)
         log.warning("KV was not saved to %s: %s", shelf.tier, failure or problem)

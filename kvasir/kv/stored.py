@@ -18,8 +18,10 @@ from kvasir.core.tiers import KeptRecord, Tier, TierStatus
 from kvasir.kv.keys import NO_PARENT
 from kvasir.kv.moves import Extent, Mover
 from kvasir.kv.restore import Piece
-from kvasir.kv.shelf import Shelf, Shelved
+from kvasir.kv.shelf import Shelf
+from kvasir.kv.shelf_index import Shelved
 
+RUN_BYTES = 16 * 2**20  # of a record: large enough for a disk's sequential speed (ADR 5)
 _FOREIGN_PARENT = b"another realm"  # no key: nothing continues from it
 _REMEMBERED = 65_536  # damaged keys kept to say so
 
@@ -31,6 +33,21 @@ class StoredRecord:
     tier: Tier
     extent: Extent
     differs_in: tuple[str, ...]
+
+
+def run_blocks(geometry: KvGeometry) -> int:
+    """How many blocks a record has at most."""
+    return max(1, RUN_BYTES // geometry.block_bytes)
+
+
+def bytes_of_blocks(
+    geometry: KvGeometry, record_bytes: Callable[[int, int], int], n_blocks: int
+) -> int:
+    """What ``n_blocks`` neighbouring full blocks take, in as few records as they need."""
+    size, longest = geometry.block_tokens, run_blocks(geometry)
+    full, rest = divmod(n_blocks, longest)
+    n_bytes = full * record_bytes(longest, longest * size) if full else 0
+    return n_bytes + (record_bytes(rest, rest * size) if rest else 0)
 
 
 class StoredTiers:
@@ -78,9 +95,27 @@ class StoredTiers:
                 tokens=self.shelf(status.tier).n_tokens,
                 evicted_records=self.shelf(status.tier).evicted_records,
                 unsaved_blocks=unsaved_blocks[status.tier],
+                held_bytes=self.shelf(status.tier).held_bytes,
+                promised_bytes=self.shelf(status.tier).promised_bytes,
+                room_bytes=self.shelf(status.tier).room_bytes(),
             )
             for status in self.mover.status()
         )
+
+    def bytes_of(self, n_tokens: int) -> int:
+        """What a text of so many tokens takes, of which nothing is stored yet."""
+        n_blocks, rest = divmod(n_tokens, self.geometry.block_tokens)
+        n_bytes = bytes_of_blocks(self.geometry, self.record_bytes, n_blocks)
+        return n_bytes + (self.record_bytes(1, rest) if rest else 0)
+
+    @property
+    def lasting(self) -> Shelf | None:
+        """The most lasting tier's, where what is held stays; None where nothing is stored."""
+        return self.shelves[-1] if self.shelves else None
+
+    def failure(self, tier: Tier) -> str:
+        """Why nothing is written to ``tier`` any more; empty while all is well."""
+        return next((s.failure for s in self.mover.status() if s.tier is tier), "")
 
     def shelf(self, tier: Tier) -> Shelf:
         """That tier's."""

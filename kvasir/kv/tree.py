@@ -43,6 +43,7 @@ class Node:
         "root",
         "tail",
         "tokens",
+        "transient",
         "used",
     )
     root: Root  # of its namespace
@@ -58,6 +59,7 @@ class Node:
         self.depth: int = parent.depth + 1 if parent is not None else -1  # blocks before it
         self.pins = 0
         self.restored: Tier | None = None  # whence it came back, until it is first used
+        self.transient = False  # whether nobody is expected to need it again
         self.used = 0  # the tree's tick at the last pin or release
         self.clock = 0.0  # the tree's clock then
         self.priority = 0.0  # clock + worth; the lowest goes first

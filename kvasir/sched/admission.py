@@ -164,6 +164,7 @@ class Admission:
             sequence.tokens,
             sequence.keys,
             reuse=not sequence.scored,
+            transient=sequence.request.transient,
             known=sequence.matched_blocks,
             spare_blocks=n_active,  # each running answer may need one more block soon
             wish_blocks=wish,

@@ -188,6 +188,7 @@ class RecordStore:
     # opening -------------------------------------------------------------------------------------
 
     def _open(self) -> None:
+        self._make_lasting()
         for found in look(self._folder):
             if found.kind is Kind.NEWER:
                 self.counts["newer"] += 1
@@ -206,6 +207,15 @@ class RecordStore:
             self.drop(name)
             if self._used_bytes <= self._cap_bytes:
                 break
+
+    def _make_lasting(self) -> None:
+        """Flush the folder: whoever renamed a record may have been killed before it did, and what
+        is found here counts as what a power cut cannot take. That failing is a failure to write."""
+        try:
+            self._folder.sync()
+        except OSError as error:
+            self._failure = f"flushing stored KV failed ({error.strerror or error})"
+            log.error("%s", self._failure)
 
     def _discard(self, found: Found) -> None:
         """Remove a file that is of no use, or alone above the cap."""

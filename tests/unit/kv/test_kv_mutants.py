@@ -21,6 +21,7 @@ from kvasir.kv.pool import BlockPool
 from kvasir.kv.restore import Piece, Restore, Stage
 from kvasir.kv.restorer import Restorer
 from kvasir.kv.shelf import Shelf
+from kvasir.kv.shelf_index import BlockIndex
 from kvasir.kv.stored import StoredTiers
 
 Patch = pytest.MonkeyPatch
@@ -93,7 +94,7 @@ def keys_without_salt(patch: Patch) -> None:
 
 
 def places_without_salt(patch: Patch) -> None:
-    patch.setattr(Shelf, "_place", lambda shelf, tag, parent: (b"", parent))
+    patch.setattr(BlockIndex, "_place", lambda index, tag, parent: (b"", parent))
 
 
 def unchecked_shelf(patch: Patch) -> None:
@@ -113,7 +114,7 @@ def removed_is_kept(patch: Patch) -> None:
 
 def evicted_is_kept(patch: Patch) -> None:
     """A block that has left the index by name is still found by key."""
-    patch.setattr(Shelf, "_unindex", lambda shelf, extent: None)
+    patch.setattr(BlockIndex, "remove", lambda index, extent: None)
 
 
 def pins_leak(patch: Patch) -> None:

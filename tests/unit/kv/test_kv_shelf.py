@@ -21,8 +21,10 @@ from hypothesis.stateful import (
 )
 
 from kvasir.core.tiers import Tier
+from kvasir.kv.held import Held, HeldText
 from kvasir.kv.moves import Extent
-from kvasir.kv.shelf import Shelf, Shelved
+from kvasir.kv.shelf import Shelf
+from kvasir.kv.shelf_index import BlockIndex, Shelved
 
 SIZE = 3  # tokens in a block
 TAGS = (b"a" * 16, b"b" * 16, b"c" * 16)
@@ -59,6 +61,17 @@ def record(
         compute_s=compute_s,
         used_s=used_s,
     )
+
+
+def held_text(text: list[int] | tuple[int, ...], tag: bytes = A) -> HeldText:
+    text = tuple(text)
+    full = range(SIZE, len(text) + 1, SIZE)
+    return HeldText(tag, tuple(key_of(tag, text[:end]) for end in full), text[len(full) * SIZE :])
+
+
+def BYTES_OF(n_blocks: int) -> int:  # noqa: N802 - a constant that is called
+    """What so many blocks are expected to take."""
+    return 7 * n_blocks
 
 
 def shelf_of(*extents: Extent, cap: int = 100) -> Shelf:
@@ -178,6 +191,115 @@ def test_what_is_being_continued_stays() -> None:
     shelf.cancel(A, 10)
     assert shelf.reserve(A, 20, 0.0, behind=[begun.keys[0]]) is None
     assert shelf.reserve(A, 20, 0.0) == names(begun)
+
+
+# holds -------------------------------------------------------------------------------------------
+
+
+def test_what_is_held_stays() -> None:
+    _what_is_held_stays(Shelf)
+
+
+def _what_is_held_stays(make: Callable[[Tier, int], Shelf]) -> None:
+    """Whether it was stored before or after, with all that it continues, and not for ever."""
+    text = [1, 2, 3, 4, 5, 6, 7]
+    first, second = record(text[:3], compute_s=0.1), record(text[:6], skip=1, compute_s=0.1)
+    tail, other = record(text, skip=2, compute_s=0.1), record([9], compute_s=9.0)
+    shelf = make(Tier.DISK, 50)
+    shelf.add(first, reserved=False)
+    shelf.hold(held_text(text))
+    for extent in (second, tail, other):
+        shelf.add(extent, reserved=False)
+    assert shelf.held_bytes == 30
+    assert shelf.reserve(A, 15, 100.0) == names(other), "the most valuable one gives way"
+    shelf.cancel(A, 15)
+    assert shelf.reserve(A, 21, 100.0) is None
+    shelf.check()
+    shelf.let_go(held_text(text))
+    assert shelf.held_bytes == 0
+    assert shelf.reserve(A, 40, 100.0) == names(tail, second, first)
+
+
+def test_what_a_held_text_only_begins_with_stays_and_what_continues_it_goes() -> None:
+    text = [1, 2, 3, 4, 5, 6]
+    begun, more = record(text[:3]), record(text, skip=1)
+    shelf = shelf_of(begun, more, cap=25)
+    shelf.hold(held_text(text[:3]))
+    assert shelf.reserve(A, 12, 0.0) == names(more)
+
+
+def test_a_held_tail_is_not_superseded() -> None:
+    short, shorter = record([1, 2]), record([1])
+    shelf = shelf_of(short, shorter)
+    shelf.hold(held_text([1, 2]))
+    assert shelf.superseded(A, b"", [1, 2, 3]) == names(shorter)
+    shelf.let_go(held_text([1, 2]))
+    assert sorted(shelf.superseded(A, b"", [1, 2, 3])) == sorted(names(short, shorter))
+
+
+def test_where_the_tail_is_not_stored_one_that_begins_with_it_is_held_until_it_is() -> None:
+    covering, other = record([1, 2, 3]), record([1, 2, 4])
+    shelf = shelf_of(covering, other, cap=60)
+    shelf.hold(held_text([1, 2]))
+    assert [shelf.is_held(e.name) for e in (covering, other)] == [True, False]
+    shelf.remove(covering.name)
+    assert shelf.is_held(other.name)
+    shelf.check()
+    tail = record([1, 2])
+    shelf.add(tail, reserved=False)
+    assert [shelf.is_held(e.name) for e in (other, tail)] == [False, True]
+    assert shelf.held_bytes == 10
+    shelf.check()
+
+
+def test_two_holds_are_let_go_one_by_one() -> None:
+    extent = record([1, 2, 3])
+    shelf = shelf_of(extent)
+    for _ in range(2):
+        shelf.hold(held_text([1, 2, 3]))
+    shelf.let_go(held_text([1, 2, 3]))
+    assert shelf.is_held(extent.name)
+    shelf.let_go(held_text([1, 2, 3]))
+    assert not shelf.is_held(extent.name)
+
+
+def test_the_room_of_what_is_promised_is_not_given_to_others() -> None:
+    _the_room_of_what_is_promised_is_not_given_to_others(
+        lambda tier, cap: Shelf(tier, cap, BYTES_OF)
+    )
+
+
+def _the_room_of_what_is_promised_is_not_given_to_others(
+    make: Callable[[Tier, int], Shelf],
+) -> None:
+    text = list(range(18))
+    shelf = make(Tier.DISK, 100)
+    shelf.hold(held_text(text))  # six blocks: 42 bytes are promised
+    assert (shelf.promised_bytes, shelf.room_bytes(A)) == (42, 53)
+    for i in range(100, 120):
+        other = record([i], tag=B)
+        if shelf.reserve(B, 10, 0.0, of=other) is not None:
+            shelf.add(other, reserved=True)
+    assert shelf.used_bytes + shelf.promised_bytes <= 95
+    extent = record(text, n_bytes=45)
+    assert shelf.reserve(A, 45, 0.0, of=extent) == [], "there is room for it, as promised"
+    assert shelf.add(extent, reserved=True)
+    assert (shelf.promised_bytes, shelf.held_bytes) == (0, 45)
+    shelf.check()
+
+
+def test_what_others_use_of_their_shares_is_no_room_to_hold() -> None:
+    """Two tenants: each is guaranteed 50."""
+    borrowed = [record([i], tag=B) for i in range(6)]
+    shelf = shelf_of(*borrowed[:3], record([1], tag=A))
+    assert (shelf.room_bytes(A), shelf.room_bytes(B), shelf.room_bytes()) == (65, 85, 95)
+    shelf = shelf_of(*borrowed, record([1], tag=A))
+    assert shelf.room_bytes(A) == 45, "what was borrowed is to be had"
+    shelf.hold(held_text([0], tag=B))
+    assert shelf.room_bytes(A) == 45, "what is held was counted for the share"
+    for i in range(6):
+        shelf.hold(held_text([i], tag=B))
+    assert (shelf.room_bytes(A), shelf.held_bytes) == (35, 60)
 
 
 # sums --------------------------------------------------------------------------------------------
@@ -395,10 +517,12 @@ class ShelfMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.shelf = type(self).make(Tier.DISK, self.cap)
+        self.shelf._held._bytes_of = BYTES_OF
         self.kept: dict[str, Extent] = {}
         self.last: dict[str, tuple[int, float]] = {}  # uses, time of the last
         self.reserved: list[Extent] = []
         self.evicted: set[bytes] = set()
+        self.holds: list[HeldText] = []
         self.now_s = 0.0
 
     texts = st.lists(st.integers(0, 1), min_size=1, max_size=3 * SIZE)
@@ -423,10 +547,43 @@ class ShelfMachine(RuleBasedStateMachine):
             )
         ]
 
-    def make_room(self, tag: bytes, n_bytes: int) -> list[str] | None:
+    def covering(self, text: HeldText) -> Extent | None:
+        """The record that is held for what is behind the full blocks of ``text``."""
+        found = [
+            (extent.tokens_of(index), age, extent)
+            for age, extent in enumerate(self.kept.values())
+            for index in range(len(extent.keys))
+            if (extent.namespace_tag, extent.parent_of(index)) == text.place
+            and extent.tokens_of(index)[: len(text.rest)] == text.rest
+        ]
+        return min(found)[2] if found else None
+
+    def held_names(self) -> set[str]:
+        names = {
+            extent.name
+            for extent in self.kept.values()
+            for text in self.holds
+            if not set(extent.keys).isdisjoint(text.keys)
+        }
+        covering = [self.covering(text) for text in self.holds if text.rest]
+        return names | {extent.name for extent in covering if extent is not None}
+
+    def promised(self) -> int:
+        keys = {(t.namespace_tag, key) for t in self.holds for key in t.keys}
+        stored = {key for extent in self.kept.values() for key in extent.keys}
+        rests = {(t.place, t.rest): t for t in self.holds if t.rest}
+        missing = [tag for tag, key in keys if key not in stored]
+        missing += [t.namespace_tag for t in rests.values() if self.covering(t) is None]
+        return BYTES_OF(len(missing))
+
+    def make_room(self, extent: Extent) -> list[str] | None:
         """Who has to go by the rules, one after another; they are gone from the model then."""
+        tag, n_bytes = extent.namespace_tag, extent.n_bytes
         before = dict(self.kept)
         total = sum(self.held(t) for t in TAGS) + n_bytes
+        if not any(self.is_of(extent, text) for text in self.holds):
+            total += self.promised()
+        held = self.held_names()
         low = self.cap * 90 // 100
         goal = low if n_bytes <= low else self.cap
         n_tenants = sum(self.held(t) > 0 or (t == tag and n_bytes > 0) for t in TAGS)
@@ -439,7 +596,9 @@ class ShelfMachine(RuleBasedStateMachine):
                     may_go = [
                         extent
                         for extent in self.leaves()
-                        if extent.namespace_tag in tags and mine[extent.namespace_tag] > floor
+                        if extent.namespace_tag in tags
+                        and mine[extent.namespace_tag] > floor
+                        and extent.name not in held
                     ]
                     if not may_go:
                         break
@@ -473,8 +632,8 @@ class ShelfMachine(RuleBasedStateMachine):
         extent = record(
             text, skip=first, tag=tag, n_bytes=n_bytes, compute_s=compute_s, used_s=self.now_s
         )
-        expected = self.make_room(tag, n_bytes)
-        assert self.shelf.reserve(tag, n_bytes, self.now_s) == expected
+        expected = self.make_room(extent)
+        assert self.shelf.reserve(tag, n_bytes, self.now_s, of=extent) == expected
         if expected is not None:
             self.reserved.append(extent)
 
@@ -517,6 +676,26 @@ class ShelfMachine(RuleBasedStateMachine):
             self.last[name] = (self.last[name][0] + 1, self.now_s)
             self.shelf.used(name, self.now_s)
 
+    def is_of(self, extent: Extent, text: HeldText) -> bool:
+        """Whether ``extent`` would have something of ``text``."""
+        if not set(extent.keys).isdisjoint(text.keys):
+            return True
+        return bool(text.rest) and any(
+            (extent.namespace_tag, extent.parent_of(index)) == text.place
+            and extent.tokens_of(index)[: len(text.rest)] == text.rest
+            for index in range(len(extent.keys))
+        )
+
+    @rule(text=texts, tag=tags)
+    def hold(self, text: list[int], tag: bytes) -> None:
+        self.holds.append(held_text(text, tag))
+        self.shelf.hold(self.holds[-1])
+
+    @rule(which=st.integers(0, 9))
+    def let_go(self, which: int) -> None:
+        if self.holds:
+            self.shelf.let_go(self.holds.pop(which % len(self.holds)))
+
     @rule(tag=tags, text=texts, tokens=st.lists(st.integers(0, 1), max_size=SIZE))
     def look(self, tag: bytes, text: list[int], tokens: list[int]) -> None:
         below = tuple(text[: len(text) // SIZE * SIZE])
@@ -539,6 +718,7 @@ class ShelfMachine(RuleBasedStateMachine):
             block.extent.name
             for block in blocks
             if block.extent.is_tail
+            and block.extent.name not in self.held_names()
             and len(block.tokens) < len(wanted)
             and wanted[: len(block.tokens)] == block.tokens
         )
@@ -550,6 +730,10 @@ class ShelfMachine(RuleBasedStateMachine):
         assert {extent.name for extent in shelf} == set(self.kept)
         assert shelf.used_bytes == sum(self.held(tag) for tag in TAGS) <= self.cap
         assert shelf.n_tokens == sum(len(extent.tokens) for extent in self.kept.values())
+        held = self.held_names()
+        assert {name for name in self.kept if shelf.is_held(name)} == held
+        assert shelf.held_bytes == sum(self.kept[name].n_bytes for name in held)
+        assert shelf.promised_bytes == self.promised()
         everything: dict[bytes, list[Shelved]] = {}
         for extent in self.kept.values():
             for index, key in enumerate(extent.keys):
@@ -566,23 +750,37 @@ class ShelfMachine(RuleBasedStateMachine):
 
 TestShelf = ShelfMachine.TestCase
 TestShelf.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True
+    max_examples=200, stateful_step_count=40, deadline=None, derandomize=True
 )
 
 
 # planted bugs ------------------------------------------------------------------------------------
 
 
-class SaltDropped(Shelf):
+def shelf_over(index: BlockIndex, tier: Tier, cap: int) -> Shelf:
+    shelf = Shelf(tier, cap)
+    shelf._index = shelf._held._index = index
+    return shelf
+
+
+class UnsaltedIndex(BlockIndex):
     def _place(self, namespace_tag: bytes, parent: bytes) -> tuple[bytes, bytes]:
         return b"", parent
 
 
-class StaleIndex(Shelf):
-    def _unindex(self, extent: Extent) -> None:
+def SaltDropped(tier: Tier, cap: int) -> Shelf:  # noqa: N802 - beside the classes below
+    return shelf_over(UnsaltedIndex(), tier, cap)
+
+
+class IndexThatKeeps(BlockIndex):
+    def remove(self, extent: Extent) -> None:
         kept = {key: list(self._blocks[key]) for key in extent.keys}
-        super()._unindex(extent)
+        super().remove(extent)
         self._blocks.update(kept)
+
+
+def StaleIndex(tier: Tier, cap: int) -> Shelf:  # noqa: N802
+    return shelf_over(IndexThatKeeps(), tier, cap)
 
 
 class DoubleFree(Shelf):
@@ -603,18 +801,54 @@ class NotLeafFirst(Shelf):
         return []
 
     def add(self, extent: Extent, *, reserved: bool) -> bool:
-        begun, self._begun = self._begun, {}
+        begun, self._index._begun = self._index._begun, {}
         added = super().add(extent, reserved=reserved)
-        self._begun = begun | self._begun
+        self._index._begun = begun | self._index._begun
         return added
 
 
-BUGS = [SaltDropped, StaleIndex, DoubleFree, SharesIgnored, NotLeafFirst]
+class HoldsIgnored(Shelf):
+    """Held records give way like any."""
+
+    def __init__(self, tier: Tier, cap: int) -> None:
+        super().__init__(tier, cap, BYTES_OF)
+        self._held.__class__ = type("Blind", (Held,), {"__contains__": lambda *_: False})
+
+
+class LaterIgnored(Shelf):
+    """What is stored after it was held is not held."""
+
+    def __init__(self, tier: Tier, cap: int) -> None:
+        super().__init__(tier, cap, BYTES_OF)
+        self._held.__class__ = type("Late", (Held,), {"added": lambda *_: None})
+
+
+class PromiseIgnored(Shelf):
+    """Others take the room of what is promised."""
+
+    def __init__(self, tier: Tier, cap: int) -> None:
+        super().__init__(tier, cap, BYTES_OF)
+        self._held.__class__ = type("Careless", (Held,), {"wants": lambda *_: True})
+
+
+BUGS = [
+    SaltDropped,
+    StaleIndex,
+    DoubleFree,
+    SharesIgnored,
+    NotLeafFirst,
+    HoldsIgnored,
+    LaterIgnored,
+    PromiseIgnored,
+]
 CAUGHT_BY = {
     SaltDropped: _two_tenants_with_the_same_text,
     DoubleFree: _a_reservation_ends_once,
     SharesIgnored: _what_is_borrowed_is_reclaimed,
     NotLeafFirst: _chains_lose_their_ends_first,
+    HoldsIgnored: _what_is_held_stays,
+    LaterIgnored: _what_is_held_stays,
+    PromiseIgnored: _the_room_of_what_is_promised_is_not_given_to_others,
 }
 
 
@@ -628,7 +862,7 @@ def test_a_planted_bug_fails_the_test_of_its_rule(bug: type[Shelf]) -> None:
 def test_a_planted_bug_is_found_at_random(bug: type[Shelf]) -> None:
     machine = type("Mutant", (ShelfMachine,), {"make": bug})
     quick = settings(
-        max_examples=60,
+        max_examples=400,  # the last mutants need both holds and records in one course
         stateful_step_count=40,
         deadline=None,
         derandomize=True,
@@ -646,19 +880,24 @@ def test_a_planted_bug_is_found_at_random(bug: type[Shelf]) -> None:
         lambda shelf: setattr(shelf, "used_bytes", 0),
         lambda shelf: setattr(shelf, "n_tokens", 0),
         lambda shelf: setattr(shelf, "cap_bytes", 1),
-        lambda shelf: shelf._blocks.popitem(),
-        lambda shelf: shelf._blocks.update({b"x": [Shelved(record([5]), 0)]}),
-        lambda shelf: shelf._below.popitem(),
-        lambda shelf: shelf._below[A, b""].reverse(),
-        lambda shelf: shelf._below[A, b""].append(shelf._below[A, b""][-1]),
-        lambda shelf: shelf._begun.popitem(),
+        lambda shelf: shelf._index._blocks.popitem(),
+        lambda shelf: shelf._index._blocks.update({b"x": [Shelved(record([5]), 0)]}),
+        lambda shelf: shelf._index._below.popitem(),
+        lambda shelf: shelf._index._below[A, b""].reverse(),
+        lambda shelf: shelf._index._below[A, b""].append(shelf._index._below[A, b""][-1]),
+        lambda shelf: shelf._index._begun.popitem(),
         lambda shelf: shelf._tenants.popitem(),
-        lambda shelf: shelf._gone.update(dict.fromkeys(shelf._blocks)),
+        lambda shelf: shelf._gone.update(dict.fromkeys(shelf._index._blocks)),
         lambda shelf: setattr(next(iter(shelf._records.values())), "followers", 7),
+        lambda shelf: shelf._held._reasons.popitem(),
+        lambda shelf: shelf._held.bytes_by_tag.update({A: 1}),
+        lambda shelf: shelf._held._missing.update({A: 1}),
     ],
 )
 def test_the_check_finds_what_is_wrong(wrong: Callable[[Shelf], object]) -> None:
     shelf = shelf_of(record([1, 2, 3]), record([1, 2, 3, 4], skip=1), record([2]))
+    shelf.hold(held_text([1, 2, 3, 4]))
+    shelf.check()
     wrong(shelf)
     with pytest.raises(RuntimeError, match="is wrong"):
         shelf.check()

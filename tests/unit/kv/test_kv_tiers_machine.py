@@ -290,7 +290,7 @@ class TiersMachine(RuleBasedStateMachine):
         if trouble == "clear":
             whose = data.draw(st.sampled_from([None, *NAMESPACES]))
             tag = None if whose is None else namespace_tag(whose)
-            self.made.cache.clear(data.draw(st.sampled_from([None, Tier.DISK])), tag)
+            self.made.cache.keeping.clear(data.draw(st.sampled_from([None, Tier.DISK])), tag)
         elif trouble == "damage":
             tier = data.draw(st.sampled_from(sorted(self.folders)))
             which, bit = data.draw(st.integers(0, 50)), data.draw(st.integers(0, 8_000))

@@ -273,7 +273,7 @@ def test_what_is_being_saved_while_all_is_cleared_does_not_come_back() -> None:
         made.clock.advance(wait_s)
         made.step()
         assert made.cache.saving
-        made.cache.clear(None, None)
+        made.cache.keeping.clear(None, None)
         made.save()
         made.cache.check()
         check_stores(made)

@@ -1,0 +1,309 @@
+"""What somebody wants kept or forgotten on purpose: holds, where a text is, drops.
+
+A hold is for the most lasting tier, where what is held stays; elsewhere blocks come and go by what
+they are worth. Invariant: what is dropped is what neither a hold nor another kept text needs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from kvasir.core.realm import namespace_tag
+from kvasir.core.tiers import KeptText, Residence, Tier
+from kvasir.kv.blocks import DeviceBlocks
+from kvasir.kv.held import HeldText
+from kvasir.kv.keys import NO_PARENT, KeyChain
+from kvasir.kv.moves import Extent
+from kvasir.kv.saver import Saver
+from kvasir.kv.shelf import Shelf
+from kvasir.kv.stored import StoredTiers
+from kvasir.kv.tree import Node
+
+_PREVIEW_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class KeyedText:
+    """A text of a namespace, and the keys of its full blocks and of its tail."""
+
+    namespace: bytes
+    tokens: tuple[int, ...]
+    keys: tuple[bytes, ...]
+    rest: tuple[int, ...]  # the tokens behind the full blocks; the tail has them, if any
+    tail_key: bytes  # of the last full block where nothing is behind it
+
+    @property
+    def tag(self) -> bytes:
+        """The namespace's tag."""
+        return namespace_tag(self.namespace)
+
+    @property
+    def held(self) -> HeldText:
+        """The text as an index knows it."""
+        return HeldText(self.tag, self.keys, self.rest)
+
+    @property
+    def all_keys(self) -> tuple[bytes, ...]:
+        """Of the full blocks, then of the tail where there is one."""
+        return (*self.keys, self.tail_key) if self.rest else self.keys
+
+
+def keyed(chain: KeyChain, namespace: bytes, tokens: Sequence[int], block_tokens: int) -> KeyedText:
+    """``tokens`` with their keys, by the ``chain`` of ``namespace``. Hashes all of them: not to be
+    called on the engine's thread for long texts."""
+    keys: list[bytes] = []
+    chain.extend(keys, tokens, block_tokens)
+    rest = tuple(tokens[len(keys) * block_tokens :])
+    last = keys[-1] if keys else NO_PARENT
+    return KeyedText(
+        namespace, tuple(tokens), tuple(keys), rest, chain.key(last, rest) if rest else last
+    )
+
+
+class Keeping:
+    """Who holds which texts. Used by the engine's thread."""
+
+    def __init__(self, device: DeviceBlocks, stored: StoredTiers, saver: Saver) -> None:
+        self._device = device
+        self._stored = stored
+        self._saver = saver
+        self._size = stored.geometry.block_tokens
+        self._holders: dict[str, list[tuple[HeldText, bytes]]] = {}  # with the keys of tails
+        self._tails: Counter[bytes] = Counter()  # held ones by key
+        # Dropped texts of which something was just being saved, by those saves.
+        self._dropped: list[tuple[KeyedText, frozenset[int]]] = []
+
+    # holds ---------------------------------------------------------------------------------------
+
+    def hold(self, holder: str, texts: Sequence[KeyedText]) -> None:
+        """Keep what is, and will be, stored of ``texts`` until ``holder`` lets go; in the place of
+        what that one held before. What of them is in the pool alone is saved."""
+        before = self._holders.pop(holder, [])
+        shelf = self._stored.lasting
+        if shelf is not None:
+            for text in texts:
+                shelf.hold(text.held)
+        self._tails.update(text.tail_key for text in texts)
+        self._let_go(before)
+        self._holders[holder] = [(text.held, text.tail_key) for text in texts]
+        for text in texts:
+            self._want(text)
+
+    def let_go(self, holder: str) -> bool:
+        """End the hold; False where there is none."""
+        if holder not in self._holders:
+            return False
+        self._let_go(self._holders.pop(holder))
+        return True
+
+    def holds(self, key: bytes) -> bool:
+        """Whether somebody holds the full block ``key``."""
+        shelf = self._stored.lasting
+        return shelf is not None and shelf.holds(key)
+
+    def deepest_held(self, node: Node) -> Node:
+        """The deepest held one of ``node`` and all before it; the root where none is."""
+        while node.parent is not None and not self.holds(node.key):
+            node = node.parent
+        return node
+
+    def room_bytes(self, namespace: bytes) -> int:
+        """How many bytes more could be held for ``namespace``, whatever others do."""
+        shelf = self._stored.lasting
+        return 0 if shelf is None else shelf.room_bytes(namespace_tag(namespace))
+
+    # where texts are -----------------------------------------------------------------------------
+
+    def residence(self, text: KeyedText) -> Residence:
+        """Where ``text`` is now."""
+        lasting = self._stored.lasting
+        stored = {shelf.tier: self._stored_of(shelf, text) for shelf in self._stored.shelves}
+        held = all(self.holds(key) for key in text.keys) and self._tails[text.tail_key] > 0
+        return Residence(
+            n_tokens=len(text.tokens),
+            device_tokens=self._on_device(text),
+            stored={tier: n_tokens for tier, (n_tokens, _) in stored.items()},
+            stored_bytes={tier: n_bytes for tier, (_, n_bytes) in stored.items()},
+            saving=lasting is not None and self._is_saving(lasting, text),
+            held=lasting is not None and held,
+            failure=self._stored.failure(lasting.tier) if lasting is not None else "",
+        )
+
+    def texts(self, namespace: bytes) -> list[KeptText]:
+        """The longest texts that are stored of ``namespace``, the last used first."""
+        tag = namespace_tag(namespace)
+        found: dict[str, KeptText] = {}
+        for shelf in reversed(self._stored.shelves):
+            for end in shelf.ends(tag):
+                text = self._text_to(shelf, end)
+                if text is not None:
+                    found.setdefault(text.id, text)
+        return sorted(found.values(), key=lambda text: (-text.used_s, text.id))
+
+    # forgetting ----------------------------------------------------------------------------------
+
+    def drop(self, texts: Iterable[KeyedText]) -> None:
+        """Forget what is stored and idle of ``texts``, but for what is held or what another kept
+        text continues. What of it is just being saved is forgotten when that has ended."""
+        for text in texts:
+            for shelf in self._stored.shelves:
+                self._drop_stored(shelf, text)
+            self._drop_from_pool(text)
+            saves = self._saver.saves_of(text.all_keys)
+            if saves:
+                self._dropped.append((text, saves))
+
+    def drop_again(self) -> None:
+        """Forget what was saved while it was dropped."""
+        ended = [text for text, saves in self._dropped if not self._saver.any_under_way(saves)]
+        if ended:
+            self._dropped = [d for d in self._dropped if self._saver.any_under_way(d[1])]
+            self.drop(ended)
+
+    def clear(self, tier: Tier | None, tag: bytes | None) -> int:
+        """Forget the records of ``tier`` (None: all) whose namespace has ``tag`` (None: any), and
+        without ``tier`` idle blocks in the pool too, held or not; how many records."""
+        n_records = 0
+        for shelf in self._stored.shelves:
+            if tier in (None, shelf.tier):
+                names = [e.name for e in shelf if tag in (None, e.namespace_tag)]
+                for name in names:
+                    self._stored.drop(shelf.tier, name)
+                n_records += len(names)
+        self._saver.clear(tier, tag)
+        if tier is None:
+            tree = self._device.tree
+            gone = tree.clear(lambda namespace: tag in (None, namespace_tag(namespace)))
+            self._device.give(gone)
+        return n_records
+
+    def discard(self, node: Node) -> None:
+        """Forget a block that is wrong, and everything that was computed behind it."""
+        self._stored.drop_behind(namespace_tag(node.root.namespace), node.key)
+        self._device.give(self._device.tree.remove_below(node))
+
+    # inside --------------------------------------------------------------------------------------
+
+    def _let_go(self, texts: list[tuple[HeldText, bytes]]) -> None:
+        shelf = self._stored.lasting
+        for text, tail_key in texts:
+            if shelf is not None:
+                shelf.let_go(text)
+            self._tails[tail_key] -= 1
+            if not self._tails[tail_key]:
+                del self._tails[tail_key]
+
+    def _deepest(self, text: KeyedText) -> Node:
+        """The deepest node of the pool that is of ``text`` alone; the root where nothing is."""
+        tree = self._device.tree
+        depth = tree.depth(text.keys, at_most=len(text.keys))
+        tail = tree.get(text.tail_key) if depth == len(text.keys) else None
+        node = tail or (tree.get(text.keys[depth - 1]) if depth else None)
+        return node or tree.root(text.namespace)
+
+    def _want(self, text: KeyedText) -> None:
+        """Have saved what of ``text`` is in the pool and was not, for whatever reason."""
+        node = self._deepest(text)
+        if node.parent is None:
+            return
+        at: Node | None = node
+        while at is not None and at.parent is not None:
+            if at.transient:
+                at.transient = False
+                self._device.tree.reprice(at)
+            at = at.parent
+        self._saver.want(text.namespace, node, node.depth * self._size + len(node.tokens))
+
+    def _on_device(self, text: KeyedText) -> int:
+        node = self._deepest(text)
+        if node.tail or (node.depth + 1 == len(text.keys) and not text.rest):
+            return len(text.tokens)
+        at = (node.depth + 1) * self._size
+        _, length = self._device.tree.closest_child(node, text.tokens[at : at + self._size])
+        return at + length
+
+    def _stored_of(self, shelf: Shelf, text: KeyedText) -> tuple[int, int]:
+        """(tokens from the beginning, bytes of the records that have them)."""
+        records: dict[str, int] = {}
+        parent, index = NO_PARENT, 0
+        for key in text.keys:
+            block = shelf.get(key)
+            if block is None:
+                break
+            records[block.extent.name] = block.extent.n_bytes
+            parent, index = key, index + 1
+        at = index * self._size
+        following, length = shelf.closest(text.tag, parent, text.tokens[at : at + self._size])
+        if following is not None:
+            records[following.extent.name] = following.extent.n_bytes
+        return at + length, sum(records.values())
+
+    def _is_saving(self, shelf: Shelf, text: KeyedText) -> bool:
+        if any(self._saver.saves(shelf.tier, key) for key in text.all_keys):
+            return True
+        node = self._deepest(text)
+        if not text.rest or node.tail or node.depth + 1 != len(text.keys):
+            return False
+        covering, length = self._device.tree.closest_child(node, text.rest)
+        whole = covering is not None and length == len(text.rest)
+        return whole and covering is not None and self._saver.saves(shelf.tier, covering.key)
+
+    def _text_to(self, shelf: Shelf, end: Extent) -> KeptText | None:
+        """The text that ends with record ``end``; None where its beginning is not there, or where
+        it is of another realm."""
+        if (shelf.tier, end.name) in self._stored.foreign:
+            return None
+        parts = list(_chain(shelf, end))
+        if parts[-1][0].parent != NO_PARENT:
+            return None
+        own_bytes = 0
+        for extent, _ in parts:
+            if shelf.followers(extent.name) > (extent is not end):
+                break  # others share it, and what is before it
+            own_bytes += extent.n_bytes
+        first_ids: list[int] = []
+        for extent, count in reversed(parts):
+            first_ids += extent.tokens[: min(count, _PREVIEW_TOKENS - len(first_ids))]
+        return KeptText(
+            id=end.keys[-1].hex()[:32],
+            tier=shelf.tier,
+            n_tokens=sum(count for _, count in parts),
+            first_ids=tuple(first_ids),
+            n_bytes=own_bytes,
+            used_s=end.used_s,
+            held=shelf.is_held(end.name),
+        )
+
+    def _drop_stored(self, shelf: Shelf, text: KeyedText) -> None:
+        own = set(text.all_keys)
+        for key in reversed(text.all_keys):
+            for block in shelf.all_of(key):
+                extent = block.extent
+                needed = shelf.is_held(extent.name) or shelf.followers(extent.name)
+                if not needed and own.issuperset(extent.keys):
+                    self._stored.drop(shelf.tier, extent.name)
+
+    def _drop_from_pool(self, text: KeyedText) -> None:
+        tree = self._device.tree
+        node = self._deepest(text)
+        while node.parent is not None and not node.pins and not node.children:
+            if self.holds(node.key) or self._tails[node.key]:
+                return
+            parent = node.parent
+            self._device.give(tree.remove_below(node))
+            node = parent
+
+
+def _chain(shelf: Shelf, end: Extent) -> Iterator[tuple[Extent, int]]:
+    """The records of the text that ends with ``end``, from the back, and how many of the tokens of
+    each are of it; as far as they are there."""
+    yield end, len(end.tokens)
+    at = end
+    for _ in range(shelf.n_records):  # where records go in a circle, as no text does, it ends too
+        block = shelf.get(at.parent) if at.parent != NO_PARENT else None
+        if block is None:
+            return
+        at = block.extent
+        yield at, (block.index + 1) * at.block_tokens
