@@ -13,6 +13,7 @@ Chinese and Japanese, which do not part words, a character counts as a word.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kvasir.documents.likeness import (
@@ -76,18 +77,26 @@ class QuoteIndex:
         wanted = likeness_of(quote.strip())
         if not _long_enough(wanted):
             return None
-        text, n_letters = self._text, len(wanted.letters)
-        at = text.letters.find(wanted.letters)
-        while at >= 0:
-            end = at + n_letters
-            if (
-                agree(text.gaps[at + 1 : end], wanted.gaps[1:])
-                and not _within_word(text, at)
-                and not _within_word(text, end)
-            ):
-                return Span(text.starts[at], text.ends[end - 1])
-            at = text.letters.find(wanted.letters, at + 1)
+        for at, end in self._places(wanted):
+            if not _within_word(self._text, at) and not _within_word(self._text, end):
+                return Span(self._text.starts[at], self._text.ends[end - 1])
         return None
+
+    def find_letters(self, phrase: str) -> Span | None:
+        """Where ``phrase`` stands first, however short it is and whether or not it begins and ends
+        with a word. Says nothing about a quote."""
+        wanted = likeness_of(phrase.strip())
+        at, end = next(self._places(wanted), (0, 0))
+        return Span(self._text.starts[at], self._text.ends[end - 1]) if end else None
+
+    def _places(self, wanted: Likeness) -> Iterator[tuple[int, int]]:
+        """The first letter and the one after the last, of all places with these letters and gaps."""
+        text, n_letters = self._text, len(wanted.letters)
+        at = text.letters.find(wanted.letters) if n_letters else -1
+        while at >= 0:
+            if agree(text.gaps[at + 1 : at + n_letters], wanted.gaps[1:]):
+                yield at, at + n_letters
+            at = text.letters.find(wanted.letters, at + 1)
 
 
 def find_quote(quote: str, text: str) -> Span | None:
