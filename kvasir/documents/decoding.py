@@ -90,5 +90,7 @@ def _looks_like(data: bytes, first_bad: int) -> str:
     """A guess by what is around the first letter outside ASCII, and after it."""
     start = max(0, first_bad - _SAMPLE_BYTES // 8)
     best = from_bytes(data[start : start + _SAMPLE_BYTES]).best()
-    encoding = "cp1252" if best is None else best.encoding
-    return "cp1252" if encoding in {"ascii", "latin_1", "utf_8"} else encoding
+    if best is None or best.encoding in {"ascii", "latin_1", "utf_8"}:
+        return "cp1252"
+    alike = best.could_be_from_charset  # the same letters for these bytes
+    return "cp1252" if "cp1252" in alike else best.encoding

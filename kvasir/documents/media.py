@@ -110,6 +110,7 @@ _WITH_NUL: tuple[tuple[bytes, str], ...] = (  # too short to be sure of, so aske
 _BOMS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 _CONTROLS = bytes(c for c in range(32) if c not in b"\t\n\r\f\b\x1b")
 MOST_CONTROLS = 0.1  # of the characters of a text
+MOST_ZEROS = 0.01  # a stray one is left out of the text
 
 
 def unsupported(what: str) -> UnsupportedFile:
@@ -155,6 +156,7 @@ def _refuse_binary(head: bytes) -> None:
         for signature, what in _WITH_NUL:
             if head.startswith(signature):
                 raise unsupported(what)
+    if head.count(0) > MOST_ZEROS * len(head):
         raise unsupported("binary data (it holds zero bytes)")
     if head and len(head.translate(None, _CONTROLS)) < (1 - MOST_CONTROLS) * len(head):
         raise unsupported("binary data (it holds many control characters)")

@@ -44,7 +44,8 @@ def read(source: BinaryIO, name: str, allowance: Allowance) -> Extraction:
     media_type = _safely(lambda: _refined(media.media_type_of(name, head), source))
     if media_type == media.ZIP:
         return _safely(lambda: _Collection(source, allowance).read())
-    if (reason := allowance.begin(WHOLE, 0, 1)) is not None:
+    parts = 0 if media_type == media.PDF else 1  # it counts its pages itself
+    if (reason := allowance.begin(WHOLE, 0, parts)) is not None:
         raise UnreadableFile(reason)
     return Extraction((_safely(lambda: _document(source, name, media_type, allowance)),))
 

@@ -64,6 +64,7 @@ class Flow:
         self._newlines = 0  # owed before the next text
         self._space = False  # owed before the next text, on the same line
         self._line_start = True
+        self._wrote = False
         self._cells = 0  # of the current row
         self._pre = 0
         self._title: list[str] | None = None  # text of the heading that is being read
@@ -104,7 +105,9 @@ class Flow:
             self._cells = 0
         elif name in _CELLS:
             if self._cells:
+                self._space = False
                 self._put(CELL)
+                self._line_start = True  # no space before what comes now
             self._cells += 1
         elif name == "pre":
             self._pre += 1
@@ -151,8 +154,7 @@ class Flow:
             self._space = words.endswith(" ")
 
     def _put(self, text: str) -> None:
-        at_start = self._build.length == 0 and self._line_start
-        before = "\n" * self._newlines if not at_start else ""
+        before = "\n" * self._newlines if self._wrote else ""
         if not before and self._space and not self._line_start:
             before = " "
         if before:
@@ -165,6 +167,7 @@ class Flow:
             self._title.append(text)
         self._build.add(text)
         self._newlines, self._space, self._line_start = 0, False, False
+        self._wrote = True
 
     def _settle_ids(self) -> None:
         for identity in self._ids:
