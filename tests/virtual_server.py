@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import tempfile
 import threading
 import time
 from array import array
@@ -24,8 +25,9 @@ from realms import realm
 from stepped_mover import TaggedMemory
 from tokenizers import decoders, models, pre_tokenizers
 
+from kvasir.catalog.catalog import open_catalog
 from kvasir.core.clock import SystemClock
-from kvasir.core.config import Config
+from kvasir.core.config import Config, database_url
 from kvasir.core.geometry import KvGeometry, ModelCard
 from kvasir.core.plans import StepPlan, StepResult
 from kvasir.core.ports import Engine as EnginePort
@@ -48,6 +50,7 @@ from kvasir.text.transcript_file import TranscriptFile
 
 WINDOW = 4096
 BLOCK_TOKENS = 16
+_HOMES: list[tempfile.TemporaryDirectory[str]] = []  # of servers that have none of their own
 PRINTABLE = 95  # ids of the characters from space to tilde
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -171,7 +174,8 @@ def make_served(
     secret: bytes = b"s" * 32,
     home: Path | None = None,
 ) -> Served:
-    """``home``, where given, is where conversations are remembered over a restart."""
+    """``home``, where given, is where texts and conversations are remembered over a restart; else
+    they are in a folder that goes with the tests."""
     tokenizer = tokenizer or byte_tokenizer()
     card = ModelCard(
         name="virtual",
@@ -192,7 +196,20 @@ def make_served(
             vocab_size=tokenizer.vocab_size,
         )
     codec = TextCodec(tokenizer, ChatTemplate(TEMPLATE), Transcripts(2**20, file))
-    return Served(card=card, geometry=geometry, engine=engine, codec=codec, secret=secret)
+    if home is None:
+        _HOMES.append(tempfile.TemporaryDirectory(prefix="kvasir-home-"))
+        catalog, home = open_catalog("sqlite://"), Path(_HOMES[-1].name)
+    else:
+        catalog = open_catalog(database_url(Config(home=home)))
+    return Served(
+        card=card,
+        geometry=geometry,
+        engine=engine,
+        codec=codec,
+        catalog=catalog,
+        home=home,
+        secret=secret,
+    )
 
 
 @contextlib.contextmanager

@@ -10,10 +10,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from kvasir.catalog.values import ContextRow
+from kvasir.contexts.asking import Prompt, prompt_on_whole
 from kvasir.core.errors import TemplateError
 from kvasir.core.requests import Request as EngineRequest
 from kvasir.service import unsupported
 from kvasir.service.answer import respond
+from kvasir.service.contexts.chat import answer_in_sections, asked_context
 from kvasir.service.desk import Desk
 from kvasir.service.generation import Answers, Ended, Item, Piece, Reading
 from kvasir.service.identity import Caller
@@ -47,7 +50,10 @@ def routes(desk: Desk) -> APIRouter:
     )
     async def chat_completions(request: Request) -> Response:
         body = await desk.parse(request, ChatRequest, unsupported.CHAT)
-        form = await _prepare(desk, desk.caller(request), body)
+        context = await asked_context(desk, request, body)
+        if context is not None and context.sectioned:
+            return await answer_in_sections(desk, request, body, context)
+        form = await _prepare(desk, desk.caller(request), body, context)
         return await respond(desk, request, form, streaming=body.streaming, prompt_param="messages")
 
     return router
@@ -71,34 +77,46 @@ def plain(messages: list[Message]) -> list[dict[str, str]]:
     ]
 
 
-async def _prepare(desk: Desk, caller: Caller, body: ChatRequest) -> ChatForm:
+async def _prepare(
+    desk: Desk, caller: Caller, body: ChatRequest, context: ContextRow | None
+) -> ChatForm:
     """Everything up to the engine: template, tokens, limits. Raises ``KvasirError``."""
-    codec = desk.served.codec
     messages = plain(body.messages)
     top_logprobs = (body.top_logprobs or 0) if body.logprobs else None
     sampling = sampling_of(desk, body, top_logprobs)
-
-    def encode() -> tuple[str, list[int]]:
-        rendered = render(codec, messages, generation_prompt=True)
-        return rendered, codec.transcripts.encode(
-            caller.namespace, messages, rendered, codec.tokenizer
-        )
-
     size = sum(len(message.content) for message in body.messages)
-    rendered, tokens = await desk.workers.run(size, encode)
+    prompt = await desk.workers.run(size, lambda: _prompt(desk, caller, messages, context))
     head = desk.head("chatcmpl", body.model)
     wanted = body.max_completion_tokens or body.max_tokens
     engine_request = EngineRequest(
         id=head.id,
         namespace=caller.namespace,
-        tokens=tokens,
-        max_tokens=desk.room(len(tokens), wanted, desk.served.card.window, "messages"),
+        tokens=prompt.ids,
+        max_tokens=desk.room(len(prompt.ids), wanted, desk.served.card.window, "messages"),
         sampling=sampling,
         stop_token_ids=stop_tokens_of(desk, body),
         n=body.choices,
     )
-    answers = Answers(codec.tokenizer, [engine_request], body.stop, prompt_param="messages")
-    return ChatForm(desk, body, head, answers, messages, rendered)
+    answers = Answers(
+        desk.served.codec.tokenizer,
+        [engine_request],
+        body.stop,
+        prompt_param="messages",
+        context_tokens=prompt.n_context,
+    )
+    return ChatForm(desk, body, head, answers, prompt)
+
+
+def _prompt(
+    desk: Desk, caller: Caller, messages: list[dict[str, str]], context: ContextRow | None
+) -> Prompt:
+    """The tokens of ``messages``, behind the context's where there is one."""
+    if context is not None:
+        return prompt_on_whole(desk.library, context, messages)
+    codec = desk.served.codec
+    rendered = render(codec, messages, generation_prompt=True)
+    ids = codec.transcripts.encode(caller.namespace, messages, rendered, codec.tokenizer)
+    return Prompt(ids, 0, rendered, tuple(messages))
 
 
 class ChatForm:
@@ -110,15 +128,13 @@ class ChatForm:
         body: ChatRequest,
         head: Head,
         answers: Answers,
-        messages: list[dict[str, str]],
-        rendered: str,
+        prompt: Prompt,
     ) -> None:
         self.answers = answers
         self._desk = desk
         self._body = body
         self._head = head.model_dump()
-        self._messages = messages
-        self._rendered = rendered
+        self._prompt = prompt
         self._began_s = time.monotonic()
 
     async def whole(self, items: AsyncIterator[Item]) -> ChatReply:
@@ -171,18 +187,19 @@ class ChatForm:
         if ended.index != 0:
             return
         codec = self._desk.served.codec
-        request = self.answers.requests[0]
+        request, prompt = self.answers.requests[0], self._prompt
         choice = self.answers.choices[0]
+        tail_ids = prompt.ids[prompt.n_context :]
         await self._desk.workers.run(
-            len(self._rendered),
+            len(prompt.tail),
             partial(
                 codec.transcripts.remember,
                 request.namespace,
-                self._messages,
+                prompt.messages,
                 choice.text,
-                [*request.tokens, *choice.tokens],
-                self._rendered,
-                n_prompt=len(request.tokens),
+                [*tail_ids, *choice.tokens],
+                prompt.tail,
+                n_prompt=len(tail_ids),
                 tokenizer=codec.tokenizer,
             ),
         )

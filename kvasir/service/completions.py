@@ -16,10 +16,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from kvasir.catalog.values import ContextRow
 from kvasir.core.requests import Request as EngineRequest
 from kvasir.service import unsupported
 from kvasir.service.answer import respond
+from kvasir.service.contexts.chat import asked_context, ids_of
 from kvasir.service.desk import Desk
+from kvasir.service.errors import bad_request
 from kvasir.service.fields import Prompt
 from kvasir.service.generation import Answers, Choice, Ended, Item, Piece, Reading
 from kvasir.service.identity import Caller
@@ -50,7 +53,10 @@ def routes(desk: Desk) -> APIRouter:
     )
     async def completions(request: Request) -> Response:
         body = await desk.parse(request, CompletionRequest, unsupported.COMPLETION)
-        form = await _prepare(desk, desk.caller(request), body)
+        context = await asked_context(desk, request, body)
+        if context is not None:
+            _check_whole(context, body)
+        form = await _prepare(desk, desk.caller(request), body, context)
         return await respond(desk, request, form, streaming=body.streaming, prompt_param="prompt")
 
     return router
@@ -64,20 +70,37 @@ class _Read:
     text: str
 
 
-async def _prepare(desk: Desk, caller: Caller, body: CompletionRequest) -> CompletionForm:
+def _check_whole(context: ContextRow, body: CompletionRequest) -> None:
+    """Raise a 400 for what a context cannot be asked for by way of plain text."""
+    if context.sectioned:
+        raise bad_request(
+            "This context is longer than the window, so there is no one text to continue. Ask it "
+            "by /v1/chat/completions or /v1/contexts/{id}/ask.",
+            "context",
+        )
+    if body.echo:
+        raise bad_request("A context's text is not echoed; leave echo out.", "echo")
+
+
+async def _prepare(
+    desk: Desk, caller: Caller, body: CompletionRequest, context: ContextRow | None
+) -> CompletionForm:
     """Everything up to the engine: tokens, limits. Raises ``KvasirError``."""
     sampling = sampling_of(desk, body, body.logprobs)
     size = sum(len(prompt) for prompt in body.prompt)
     prompts = await desk.workers.run(
         size, lambda: [_read(desk, prompt, echo=bool(body.echo)) for prompt in body.prompt]
     )
+    known = [] if context is None else await desk.workers.run(0, lambda: ids_of(desk, context))
     head = desk.head("cmpl", body.model)
     requests = [
         EngineRequest(
             id=f"{head.id}-{at}",
             namespace=caller.namespace,
-            tokens=prompt.tokens,
-            max_tokens=desk.room(len(prompt.tokens), body.max_tokens, DEFAULT_MAX_TOKENS, "prompt"),
+            tokens=[*known, *prompt.tokens],
+            max_tokens=desk.room(
+                len(known) + len(prompt.tokens), body.max_tokens, DEFAULT_MAX_TOKENS, "prompt"
+            ),
             sampling=sampling,
             stop_token_ids=stop_tokens_of(desk, body),
             n=body.choices,
@@ -85,7 +108,13 @@ async def _prepare(desk: Desk, caller: Caller, body: CompletionRequest) -> Compl
         )
         for at, prompt in enumerate(prompts)
     ]
-    answers = Answers(desk.served.codec.tokenizer, requests, body.stop, prompt_param="prompt")
+    answers = Answers(
+        desk.served.codec.tokenizer,
+        requests,
+        body.stop,
+        prompt_param="prompt",
+        context_tokens=len(known) * len(requests),
+    )
     return CompletionForm(desk, body, head, answers, prompts)
 
 

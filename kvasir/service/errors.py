@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
@@ -17,11 +17,33 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from kvasir.core.errors import EngineStopped, KvasirError, RequestError, TemplateError
+from kvasir.contexts.asking import NotReady
+from kvasir.contexts.store import StoreBroken
+from kvasir.core.errors import (
+    CatalogUnavailable,
+    EngineStopped,
+    KvasirError,
+    NameTaken,
+    RequestError,
+    TemplateError,
+    UnreadableFile,
+    UnsupportedFile,
+)
 from kvasir.core.events import RefusalKind, Refused
 
 log = logging.getLogger(__name__)
 
+_STATUSES = {  # of codes that are not a 400
+    "context_not_found": 404,
+    "file_not_found": 404,
+    "context_not_ready": 409,
+    "context_cancelled": 409,
+    "context_failed": 409,
+    "context_expired": 410,
+    "invalid_context_file": 422,
+    "storage_full": 507,
+}
+_MOST_RETRY_S = 120.0
 CLIENT_CLOSED = 499  # the status that proxies record for a client that has gone; nobody reads it
 
 ErrorBody = dict[str, dict[str, str | None]]
@@ -131,17 +153,52 @@ def internal_error() -> ApiError:
 
 def from_kvasir(error: KvasirError) -> ApiError:
     """Any error that Kvasir raises on purpose, as an ``ApiError``."""
+    known = error if isinstance(error, ApiError) else _known(error)
+    if known is None:
+        log.error("unexpected %s", type(error).__name__, exc_info=error)
+        return internal_error()
+    return known
+
+
+def _known(error: KvasirError) -> ApiError | None:
+    said = str(error)
     match error:
-        case ApiError():
-            return error
+        case NotReady():
+            known = _not_ready(error)
+        case UnsupportedFile():
+            known = ApiError(415, said, param="file", code="unsupported_file")
+        case UnreadableFile():
+            known = ApiError(422, said, param="file", code="unreadable_file")
         case RequestError():
-            return bad_request(str(error), error.param, error.code or "invalid_value")
+            status = _STATUSES.get(error.code or "", 400)
+            known = ApiError(status, said, param=error.param, code=error.code or "invalid_value")
         case TemplateError():
-            return bad_request(str(error), "messages", "template_error")
+            known = bad_request(said, "messages", "template_error")
+        case NameTaken():
+            known = ApiError(409, said, param="name", code="name_taken")
+        case StoreBroken():
+            known = ApiError(500, said, kind="server_error", code="text_lost")
+        case CatalogUnavailable():
+            known = _unavailable(said)
         case EngineStopped():
-            return stopping()
-    log.error("unexpected %s", type(error).__name__, exc_info=error)
-    return internal_error()
+            known = stopping()
+        case _:
+            return None
+    return known
+
+
+def _unavailable(said: str) -> ApiError:
+    return ApiError(
+        503, said, kind="server_error", code="catalog_unavailable", headers=retry_after(5.0)
+    )
+
+
+def _not_ready(error: NotReady) -> ApiError:
+    """Clients try again by themselves where that is soon; OpenAI's gives up beyond two minutes."""
+    wait_s = error.eta_s if error.eta_s is not None else 5.0
+    again = "true" if wait_s <= _MOST_RETRY_S else "false"
+    headers = {**retry_after(wait_s), "x-should-retry": again}
+    return ApiError(409, str(error), param=error.param, code=error.code, headers=headers)
 
 
 def install(app: FastAPI) -> None:
@@ -178,17 +235,28 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, on_bug)
 
 
+def unknown_url(method: str, path: str) -> ApiError:
+    """There is no such path, or not for this caller."""
+    what = f"{method} {path}"
+    return ApiError(
+        404, f"There is no {what} here. GET /docs lists what there is.", code="unknown_url"
+    )
+
+
+def method_not_allowed(method: str, path: str, allowed: Sequence[str]) -> ApiError:
+    """The path is there, but not for this method."""
+    return ApiError(
+        405,
+        f"{method} {path} is not allowed; GET /docs lists the methods of every path.",
+        code="method_not_allowed",
+        headers={"allow": ", ".join(allowed)},
+    )
+
+
 def _from_http(request: Request, error: HTTPException) -> ApiError:
-    what = f"{request.method} {request.url.path}"
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return ApiError(
-            404, f"There is no {what} here. GET /docs lists what there is.", code="unknown_url"
-        )
+        return unknown_url(request.method, request.url.path)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        return ApiError(
-            405,
-            f"{what} is not allowed; GET /docs lists the methods of every path.",
-            code="method_not_allowed",
-            headers=error.headers,
-        )
+        allowed = (error.headers or {}).get("Allow", "").split(", ")
+        return method_not_allowed(request.method, request.url.path, allowed)
     return ApiError(error.status_code, str(error.detail), headers=error.headers)

@@ -141,7 +141,10 @@ class Answers:
         stop: Sequence[str],
         *,
         prompt_param: str,
+        context_tokens: int = 0,
     ) -> None:
+        """``context_tokens`` of the prompts together are those of a context."""
+        self.context_tokens = context_tokens
         self.tokenizer = tokenizer
         self.requests = tuple(requests)
         self.n = requests[0].n

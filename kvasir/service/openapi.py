@@ -14,6 +14,14 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from kvasir import __version__
+from kvasir.service.accounts import NewKeyRequest, NewTenantRequest, TenantChangeRequest
+from kvasir.service.contexts.bodies import (
+    AskRequest,
+    ContextPatch,
+    ContextRequest,
+    ForkRequest,
+    SearchRequest,
+)
 from kvasir.service.fields import TOKEN_IDS_SCHEMA
 from kvasir.service.replies import ChatChunk, ErrorReply
 from kvasir.service.schemas import (
@@ -27,13 +35,17 @@ _ERRORS = {
     400: "The request is wrong; `param` names the field",
     401: "No API key, or an unknown one",
     403: "The Host or Origin is not allowed",
-    404: "No such model",
+    404: "No such thing of the caller's",
     408: "The body, or the reading of the answer, took too long",
+    409: "Not now, or not with this name; `code` says why",
+    410: "The context has expired; its text is kept and can be read again",
     413: "The body is too large",
-    415: "The body is not JSON in UTF-8",
+    415: "The body, or the file, is of a kind that is not taken",
+    422: "The file is damaged or hostile, or an idempotency key was another request's",
     429: "The queue is full; Retry-After says when to come back",
     500: "The computation failed; other requests are not touched",
     503: "The server is shutting down",
+    507: "There is no room to keep it as promised",
 }
 _BODY_ERRORS = (400, 401, 403, 404, 408, 413, 415, 500)
 _GENERATION_ERRORS = (*_BODY_ERRORS, 429, 503)
@@ -42,6 +54,14 @@ _BODIES: tuple[type[BaseModel], ...] = (
     CompletionRequest,
     TokenizeRequest,
     DetokenizeRequest,
+    ContextRequest,
+    ContextPatch,
+    ForkRequest,
+    SearchRequest,
+    AskRequest,
+    NewKeyRequest,
+    NewTenantRequest,
+    TenantChangeRequest,
 )
 _REF = "#/components/schemas/{model}"
 
@@ -110,7 +130,8 @@ def document(app: FastAPI) -> dict[str, Any]:
         for path in made["paths"].values():
             for operation in path.values():
                 # FastAPI's own validation error; ours are 400 and in OpenAI's shape
-                operation["responses"].pop("422", None)
+                if "HTTPValidationError" in str(operation["responses"].get("422")):
+                    del operation["responses"]["422"]
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
         app.openapi_schema = made

@@ -6,7 +6,7 @@ that is not given is absent.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -61,6 +61,9 @@ class UsageReply(Reply):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    computed_tokens: int = Field(description="Of the prompt; the others were reused.")
+    context_tokens: int = Field(description="Of the prompt, those of the context that was asked.")
+    dropped_tokens: Literal[0] = Field(description="Nothing is ever cut.")
     prompt_tokens_details: PromptDetails
 
 
@@ -170,6 +173,9 @@ class ChatChunk(Head):
     usage: UsageReply | None = None
     prompt_cache_diagnostics: CacheDiagnostics | None = None
     prompt_progress: ProgressReply | None = None
+    context_event: dict[str, Any] | None = Field(
+        default=None, description="While a context of sections is asked, with return_progress."
+    )
 
 
 class CompletionLogprobs(Reply):

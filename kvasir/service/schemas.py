@@ -57,6 +57,11 @@ class GenerationFields(Body):
     model: ModelName | None = Field(
         default=None, description="A name from `GET /v1/models`; without it, the served model."
     )
+    context: Annotated[str, Field(min_length=1, max_length=160)] | None = Field(
+        default=None,
+        description="A context's id or name: its documents stand before the question. "
+        "`model@ctx_…` as the model says the same.",
+    )
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
         default=None, description="0 is greedy; default 1."
     )
@@ -88,6 +93,12 @@ class GenerationFields(Body):
         default=None,
         description="While streaming, send chunks with `prompt_progress` as the prompt is read.",
     )
+
+    @property
+    def context_name(self) -> str | None:
+        """The context that is asked: named by its field, or behind the model's name."""
+        _, _, behind = (self.model or "").partition("@")
+        return self.context or behind or None
 
     @property
     def streaming(self) -> bool:

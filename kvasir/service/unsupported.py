@@ -52,7 +52,6 @@ GENERATION: Mapping[str, Harmless] = {
     "dynatemp_range": _is(0),
     "prompt_logprobs": _is(),
     "prompt_embeds": _is(),
-    "context": _is(),
 }
 
 CHAT: Mapping[str, Harmless] = {

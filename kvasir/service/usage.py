@@ -31,6 +31,9 @@ def usage_of(answers: Answers) -> UsageReply:
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         total_tokens=prompt_tokens + completion_tokens,
+        computed_tokens=sum(usage.computed_tokens for usage in firsts),
+        context_tokens=answers.context_tokens,
+        dropped_tokens=0,
         prompt_tokens_details=PromptDetails(
             cached_tokens=cached,
             # every tier but the disk is memory to users

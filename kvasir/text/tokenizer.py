@@ -7,6 +7,7 @@ streaming, whole decoding and transcripts agree. Thread-safe; encoding releases 
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from kvasir.text.spelling import BYTE_LEVEL_ALPHABET, Spelling, spelling_of
 
 T = TypeVar("T")
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _TOKENIZER_LIMIT_BYTES = 256 * 2**20  # the largest published tokenizer.json has 35 MB
 
 
@@ -123,6 +125,27 @@ class Tokenizer:
         if bos and self._bos_id is not None and ids[:1] != [self._bos_id]:
             ids.insert(0, self._bos_id)
         return ids
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each of ``texts`` has as ordinary text, all of them on all cores."""
+        for text in texts:
+            self._check_text(text)
+        encodings = self._plain_backend().encode_batch_fast(list(texts), add_special_tokens=False)
+        return [len(encoding) for encoding in encodings]
+
+    def writable(self, text: str) -> tuple[str, int]:
+        """``text`` with a space for each character that cannot be encoded, so that offsets stay as
+        they are; and how many these were."""
+        data = text.encode("utf-8", errors="surrogatepass")
+        if not any(byte in data for byte in self._unwritable) and not _SURROGATE.search(text):
+            return text, 0
+        bad = {
+            c
+            for c in set(text)
+            if _SURROGATE.match(c) or any(byte in c.encode() for byte in self._unwritable)
+        }
+        n_bad = sum(text.count(c) for c in bad)
+        return text.translate({ord(c): " " for c in bad}), n_bad
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """The text of ``ids``; U+FFFD stands for bytes that are not UTF-8.

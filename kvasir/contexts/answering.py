@@ -1,0 +1,259 @@
+"""A question on a context from beginning to end, told as it goes on.
+
+``answer`` yields one ``Begun``, a ``SectionAnswer`` per section that is asked, one ``Joining`` and
+one ``Answered``. Invariants: every section is accounted for (asked and found, unverified, empty or
+failed; or not asked, in focus); what an answer is made of is told with it; the model's words are
+never mixed with the document's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from kvasir.catalog.values import ContextRow, SectionRow
+from kvasir.contexts.asking import prompt_on_whole
+from kvasir.contexts.batch import run_all
+from kvasir.contexts.citations import Citation, citations_in
+from kvasir.contexts.definition import Definition
+from kvasir.contexts.focus import RankedSection, Ranker
+from kvasir.contexts.joining import MAX_TOKENS, join
+from kvasir.contexts.library import Library
+from kvasir.contexts.miss_rates import MissRate, measured
+from kvasir.contexts.promise import forecast_of
+from kvasir.contexts.sweep import SectionAnswer, sweep
+from kvasir.core.errors import KvasirError
+from kvasir.core.requests import Request
+from kvasir.core.tiers import Tier
+
+Mode = Literal["whole", "sweep", "focus"]
+Wish = Literal["auto", "sweep", "focus"]
+
+_PATIENCE_S = 60.0  # a sweep that is predicted to take longer is not chosen by itself
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked, and how."""
+
+    text: str
+    wish: Wish = "auto"
+    n_sections: int = 4  # that a focused question is put to
+    n_passages: int = 20  # that the answer comes with
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """How the question is asked, why so, and what of the document was never read."""
+
+    mode: Mode
+    why: str
+    predicted_s: float
+    sections: tuple[SectionRow, ...]  # that are asked
+    n_sections: int  # of the context
+    ranking: tuple[RankedSection, ...]  # in focus
+    miss_rate: MissRate | None  # as measured for this model and mode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joining:
+    """The sections have answered; from ``n_passages`` passages one answer is made."""
+
+    n_passages: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """The end: passages of the document, the best first, and the model's words apart from them."""
+
+    answer: str
+    passages: tuple[Citation, ...]
+    n_found: int
+    n_unverified: int
+    n_empty: int
+    n_failed: int
+    computed_tokens: int
+    memory_tokens: int
+    disk_tokens: int
+    completion_tokens: int
+    ask_s: float
+    join_s: float
+
+
+Told = Begun | SectionAnswer | Joining | Answered
+
+
+def answer(
+    library: Library,
+    ranker: Ranker,
+    row: ContextRow,
+    question: Question,
+    *,
+    unwanted: Callable[[], bool] = lambda: False,
+) -> Iterator[Told]:
+    """Ask ``question`` of ``row``, which must be usable. Raises ``Cancelled`` once ``unwanted``
+    says so, ``RequestError`` and ``EngineStopped``."""
+    definition = library.definition(row)
+    library.catalog.contexts.touch(row.tenant, row.id, library.now())
+    if not row.sectioned:
+        yield from _whole(library, row, definition, question, unwanted)
+        return
+    sections = library.catalog.contexts.sections(row.id)
+    ranking = ranker.rank(row, definition, sections, question.text)
+    begun = _choose(library, row, sections, ranking, question)
+    yield begun
+    began_s = time.monotonic()
+    told: list[SectionAnswer] = []
+    for each in sweep(library, row, definition, begun.sections, question.text, unwanted=unwanted):
+        told.append(each)
+        yield each
+    ask_s = time.monotonic() - began_s
+    passages = _best_first(told, ranking)
+    yield Joining(n_passages=len(passages))
+    began_s = time.monotonic()
+    text = join(library, row, question.text, passages, unwanted=unwanted)
+    yield _answered(told, passages, text, question, ask_s, time.monotonic() - began_s)
+
+
+def _choose(
+    library: Library,
+    row: ContextRow,
+    sections: Sequence[SectionRow],
+    ranking: Sequence[RankedSection],
+    question: Question,
+) -> Begun:
+    """Which sections are asked, and why."""
+    lengths = [section.n_tokens for section in sections]
+    all_s = forecast_of(library, lengths).sweep_s
+    if row.keep == "text":  # nothing is kept, so all of it would be read
+        all_s += forecast_of(library, lengths).read_s
+    mode: Mode = question.wish if question.wish != "auto" else "focus"
+    if question.wish == "auto" and all_s <= _PATIENCE_S:
+        mode = "sweep"
+    if mode == "sweep":
+        why = (
+            f"all {len(sections)} sections are asked: predicted {all_s:.1f} s"
+            if question.wish == "auto"
+            else f"all {len(sections)} sections are asked, as was wished"
+        )
+        chosen = tuple(sections)
+    else:
+        chosen = tuple(each.section for each in ranking[: question.n_sections])
+        why = (
+            f"asking all {len(sections)} sections is predicted to take {all_s:.0f} s, so the "
+            f"{len(chosen)} likeliest are asked; mode sweep asks all"
+            if question.wish == "auto"
+            else f"the {len(chosen)} likeliest of {len(sections)} sections are asked, as was wished"
+        )
+    asked = forecast_of(library, [section.n_tokens for section in chosen])
+    return Begun(
+        mode=mode,
+        why=why,
+        predicted_s=asked.sweep_s + (asked.read_s if row.keep == "text" else 0.0),
+        sections=chosen,
+        n_sections=len(sections),
+        ranking=tuple(ranking) if mode == "focus" else (),
+        miss_rate=measured(library.card.realm, mode),
+    )
+
+
+def _best_first(told: Sequence[SectionAnswer], ranking: Sequence[RankedSection]) -> list[Citation]:
+    """What was found, verified before unverified, by how well its section goes with the question;
+    each place once."""
+    place = {ranked.section.index: number for number, ranked in enumerate(ranking)}
+    last = len(place)
+    found = [
+        (not passage.verified, place.get(each.section.index, last), number, passage)
+        for each in told
+        for number, passage in enumerate(each.passages)
+        if passage.verified or each.outcome == "unverified"
+    ]
+    seen: set[tuple[int, int, int, str]] = set()
+    passages: list[Citation] = []
+    for *_, passage in sorted(found, key=lambda entry: entry[:3]):
+        key = (
+            passage.document,
+            passage.start,
+            passage.end,
+            "" if passage.verified else passage.text,
+        )
+        if key not in seen:
+            seen.add(key)
+            passages.append(passage)
+    return passages
+
+
+def _answered(
+    told: Sequence[SectionAnswer],
+    passages: Sequence[Citation],
+    text: str,
+    question: Question,
+    ask_s: float,
+    join_s: float,
+) -> Answered:
+    outcomes = [each.outcome for each in told]
+    return Answered(
+        answer=text,
+        passages=tuple(passages[: question.n_passages]),
+        n_found=outcomes.count("found"),
+        n_unverified=outcomes.count("unverified"),
+        n_empty=outcomes.count("empty"),
+        n_failed=outcomes.count("failed"),
+        computed_tokens=sum(each.computed_tokens for each in told),
+        memory_tokens=sum(each.memory_tokens for each in told),
+        disk_tokens=sum(each.disk_tokens for each in told),
+        completion_tokens=sum(len(each.tokens) for each in told),
+        ask_s=ask_s,
+        join_s=join_s,
+    )
+
+
+def _whole(
+    library: Library,
+    row: ContextRow,
+    definition: Definition,
+    question: Question,
+    unwanted: Callable[[], bool],
+) -> Iterator[Told]:
+    """A context that the model reads at once: one prompt, one answer, and what it quotes."""
+    (section,) = library.catalog.contexts.sections(row.id)
+    prompt = prompt_on_whole(library, row, [{"role": "user", "content": question.text}])
+    yield Begun(
+        mode="whole",
+        why="the context fits the window, so the model sees all of it",
+        predicted_s=library.costs().prefill_s(len(prompt.ids) - prompt.n_context, prompt.n_context),
+        sections=(section,),
+        n_sections=1,
+        ranking=(),
+        miss_rate=measured(library.card.realm, "whole"),
+    )
+    began_s = time.monotonic()
+    request = Request(
+        id=f"ask-{row.id}-{time.time_ns():x}",
+        namespace=library.namespace_of(row.tenant),
+        tokens=prompt.ids,
+        max_tokens=min(MAX_TOKENS, library.card.window - len(prompt.ids)),
+        stop_token_ids=library.codec.tokenizer.eos_ids,
+    )
+    for done in run_all(library.engine, [request], width=1, cancelled=unwanted):
+        if done.problem:
+            raise KvasirError(done.problem)
+        text = library.codec.tokenizer.decode(done.tokens, skip_special=True).strip()
+        passages = citations_in(definition, section, text)
+        on_disk = done.usage.reused_by_tier.get(Tier.DISK, 0)
+        yield Answered(
+            answer=text,
+            passages=tuple(p for p in passages if p.verified)[: question.n_passages],
+            n_found=int(any(p.verified for p in passages)),
+            n_unverified=int(bool(passages) and not any(p.verified for p in passages)),
+            n_empty=int(not passages),
+            n_failed=0,
+            computed_tokens=done.usage.computed_tokens,
+            memory_tokens=done.usage.reused_tokens - on_disk,
+            disk_tokens=on_disk,
+            completion_tokens=done.usage.completion_tokens,
+            ask_s=time.monotonic() - began_s,
+            join_s=0.0,
+        )

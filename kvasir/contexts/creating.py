@@ -1,0 +1,198 @@
+"""Making contexts: the same content on the same model is one context of a tenant; a fork is another
+that begins with the same text.
+
+Invariant: a row is there only after the definition behind it is durable, and it has its parts from
+the beginning; reading them is somebody else's work (``reading``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+from kvasir.catalog.values import ContextRow
+from kvasir.contexts.asking import realm_name
+from kvasir.contexts.definition import Definition
+from kvasir.contexts.library import Library, new_id
+from kvasir.contexts.outline import Outline, outline
+from kvasir.contexts.promise import Forecast, check_room, forecast
+from kvasir.core.errors import NameTaken
+
+Anchor = Literal["created_at", "last_active_at"]
+NO_METADATA: Mapping[str, str] = MappingProxyType({})
+STOPPED = ("cancelled", "failed", "expired")  # what creating it again goes on with
+DEFAULT_EXPIRY_S = 7 * 24 * 3600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expiry:
+    """When a context ends: so many seconds after it was made or last used."""
+
+    anchor: Anchor = "last_active_at"
+    after_s: int = DEFAULT_EXPIRY_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A context that somebody asks for."""
+
+    tenant: str
+    definition: Definition
+    name: str | None = None
+    keep: Literal["kv", "text"] = "kv"
+    pinned: bool = False
+    expiry: Expiry | None = field(default_factory=Expiry)  # None: it does not end by itself
+    summaries: bool = True  # of sections, made by the model
+    metadata: Mapping[str, str] = field(default_factory=lambda: NO_METADATA)
+    file_ids: tuple[str, ...] = ()
+    unread: tuple[Mapping[str, Any], ...] = ()  # of its files, beside what documents say themselves
+    parent: str | None = None
+    origin: Literal["explicit", "fork", "imported"] = "explicit"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What would come of a wish: its parts, what they take, and the context that is it already."""
+
+    fingerprint: str
+    outline: Outline
+    forecast: Forecast
+    existing: ContextRow | None
+
+
+def plan(library: Library, wanted: Wanted) -> Plan:
+    """What ``wanted`` would take; nothing is done. Raises ``RequestError``."""
+    fingerprint = wanted.definition.fingerprint(library.card.realm)
+    parts = outline(library.codec, wanted.definition, library.card.window)
+    existing = library.catalog.contexts.by_fingerprint(wanted.tenant, fingerprint)
+    return Plan(fingerprint, parts, forecast(library, parts), existing)
+
+
+def create(library: Library, wanted: Wanted) -> tuple[ContextRow, bool]:
+    """The context that ``wanted`` describes, and whether it has to be read: it is new, or its
+    reading had ended early and is to go on.
+
+    Raises ``NoRoom`` where its KV could not be kept as promised, ``NameTaken``, ``RequestError``.
+    """
+    planned = plan(library, wanted)
+    _check_name(library, wanted, planned.existing)
+    if planned.existing is not None:
+        return _renewed(library, wanted, planned.existing)
+    if wanted.keep == "kv":
+        check_room(library, planned.forecast.n_bytes)
+    row = _row(library, wanted, planned)
+    library.store.put_definition(row.id, wanted.definition.to_json())
+    try:
+        library.catalog.contexts.add(row, [(part.row, part.ids) for part in planned.outline.parts])
+    except BaseException:
+        library.store.remove_context(row.id)
+        raise
+    return row, True
+
+
+def expires_at(row: ContextRow, now: int) -> int | None:
+    """When ``row`` ends if it is not used after ``now``; None where it does not."""
+    if row.pinned or row.expires_anchor is None or row.expires_after_s is None:
+        return None
+    return (row.created_at if row.expires_anchor == "created_at" else now) + row.expires_after_s
+
+
+def used(library: Library, row: ContextRow, **changes: Any) -> ContextRow:
+    """Take note that ``row`` is in use, which moves an expiry by last use; ``changes`` are further
+    fields. The row as it is then."""
+    now = library.now()
+    fresh = library.catalog.contexts.update(
+        row.tenant, row.id, last_active_at=now, expires_at=expires_at(row, now), **changes
+    )
+    return fresh or row
+
+
+def _check_name(library: Library, wanted: Wanted, existing: ContextRow | None) -> None:
+    if wanted.name is None:
+        return
+    holder = library.catalog.contexts.by_name(wanted.tenant, wanted.name)
+    if holder is not None and (existing is None or holder.id != existing.id):
+        raise NameTaken(
+            f"You have another context named {wanted.name!r}. Names are unique: choose another, "
+            "rename that one, or delete it."
+        )
+
+
+def _renewed(library: Library, wanted: Wanted, row: ContextRow) -> tuple[ContextRow, bool]:
+    """``row``, which is what is ``wanted`` already, with the new wishes about keeping it."""
+    if wanted.keep == "kv":
+        check_room(library, row.n_bytes, without=row.id)
+    changes: dict[str, Any] = {"pinned": wanted.pinned or row.pinned, "keep": wanted.keep}
+    if wanted.name is not None:
+        changes["name"] = wanted.name
+    if wanted.expiry is not None:
+        changes |= {
+            "expires_anchor": wanted.expiry.anchor,
+            "expires_after_s": wanted.expiry.after_s,
+        }
+    again = row.status in STOPPED
+    if again:
+        changes |= {"status": "queued", "error": None}
+    changed = library.catalog.contexts.update(row.tenant, row.id, **changes)
+    return used(library, changed or row), again
+
+
+def _row(library: Library, wanted: Wanted, planned: Plan) -> ContextRow:
+    now = library.now()
+    definition, expiry = wanted.definition, wanted.expiry
+    anchor, after_s = (expiry.anchor, expiry.after_s) if expiry else (None, None)
+    return ContextRow(
+        id=new_id("ctx_"),
+        tenant=wanted.tenant,
+        name=wanted.name,
+        model=library.card.name,
+        fingerprint=planned.fingerprint,
+        status="queued",
+        parent=wanted.parent,
+        origin=wanted.origin,
+        definition={
+            "summaries": wanted.summaries and planned.outline.sectioned,
+            "instructions": definition.instructions,
+            "turns": [dict(turn) for turn in definition.turns],
+            "section_tokens": definition.section_tokens,
+            "realm": realm_name(library),
+        },
+        file_ids=wanted.file_ids,
+        sectioned=planned.outline.sectioned,
+        keep=wanted.keep,
+        pinned=wanted.pinned,
+        n_chars=definition.n_chars,
+        tokens=planned.outline.tokens,
+        read_tokens=0,
+        n_sections=len(planned.outline.parts),
+        n_bytes=planned.forecast.n_bytes,
+        unread=unread_of(wanted, planned.outline),
+        metadata=dict(wanted.metadata),
+        expires_anchor=anchor,
+        expires_after_s=after_s,
+        expires_at=None if wanted.pinned or after_s is None else now + after_s,
+        created_at=now,
+        last_active_at=now,
+        completed_at=None,
+        error=None,
+        computed_tokens=0,
+        reused_tokens=0,
+        requests=0,
+        read_s=0.0,
+    )
+
+
+def unread_of(wanted: Wanted, outline: Outline) -> tuple[dict[str, Any], ...]:
+    """Everything of what is wanted that the model will not see, and why."""
+    found: list[dict[str, Any]] = [dict(each) for each in wanted.unread]
+    for document in wanted.definition.documents:
+        found += [{"document": document.name, **asdict(each)} for each in document.unread]
+    if outline.replaced:
+        reason = (
+            f"{outline.replaced} characters are not in the model's vocabulary; it reads spaces in "
+            "their place."
+        )
+        found.append({"document": None, "page": None, "what": "characters", "reason": reason})
+    return tuple(found)

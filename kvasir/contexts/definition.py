@@ -1,0 +1,85 @@
+"""What a context is made of, and its fingerprint: equal content on an equal model is one context.
+
+Invariant: the fingerprint covers everything that the context's token ids depend on, and nothing
+else: not its name, its owner, its expiry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kvasir.contexts.layout import LAYOUT, Message
+from kvasir.core.realm import Realm
+from kvasir.documents.values import Document
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Definition:
+    """Everything that decides a context's text. ``turns`` are messages after the documents;
+    ``section_tokens`` is the size of sections, where the documents need any."""
+
+    documents: tuple[Document, ...]
+    instructions: str | None = None
+    turns: tuple[Message, ...] = ()
+    section_tokens: int
+
+    @property
+    def n_chars(self) -> int:
+        """Characters of all documents."""
+        return sum(len(document.text) for document in self.documents)
+
+    def fingerprint(self, realm: Realm) -> str:
+        """Its identity on a model: "sha256:" and 64 hexadecimal digits."""
+        digest = hashlib.sha256(realm.id)
+        rest = {
+            "layout": LAYOUT,
+            "instructions": self.instructions,
+            "turns": [[turn["role"], turn["content"]] for turn in self.turns],
+            "section_tokens": self.section_tokens,
+        }
+        _feed(digest, json.dumps(rest, sort_keys=True))
+        for document in self.documents:
+            _feed(digest, document.name)
+            _feed(digest, document.text)
+            # where sections are cut, and what their headers say
+            _feed(digest, json.dumps([asdict(page) for page in document.pages]))
+            _feed(digest, json.dumps([asdict(heading) for heading in document.headings]))
+        return f"sha256:{digest.hexdigest()}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As numbers, strings, lists and objects; ``from_json`` gives the same value again."""
+        return {
+            "layout": LAYOUT,
+            "documents": [document.to_json() for document in self.documents],
+            "instructions": self.instructions,
+            "turns": [dict(turn) for turn in self.turns],
+            "section_tokens": self.section_tokens,
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Definition:
+        """The definition that ``to_json`` wrote. Raises ``ValueError`` for anything else."""
+        try:
+            if data["layout"] != LAYOUT:
+                raise ValueError(f"layout {data['layout']!r} is not {LAYOUT}, which is spoken here")
+            return Definition(
+                documents=tuple(Document.from_json(each) for each in data["documents"]),
+                instructions=data["instructions"],
+                turns=_turns(data["turns"]),
+                section_tokens=int(data["section_tokens"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this is not the definition of a context: {error}") from error
+
+
+def _turns(data: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+    return tuple({"role": str(t["role"]), "content": str(t["content"])} for t in data)
+
+
+def _feed(digest: hashlib._Hash, text: str) -> None:
+    encoded = text.encode("utf-8", errors="surrogatepass")
+    digest.update(len(encoded).to_bytes(8, "little") + encoded)

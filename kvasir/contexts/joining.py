@@ -1,0 +1,101 @@
+"""The reduce: what sections have said becomes one answer, in levels where it does not fit at once.
+
+Invariant: every prompt of it fits the window with room for its answer; every passage that is given
+is in exactly one prompt of the first level.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from kvasir.catalog.values import ContextRow
+from kvasir.contexts.asking import plain_ids
+from kvasir.contexts.batch import run_all
+from kvasir.contexts.citations import Citation
+from kvasir.contexts.library import Library
+from kvasir.contexts.outline import room_tokens
+from kvasir.contexts.summaries import fitting
+from kvasir.core.requests import Request
+
+MAX_TOKENS = 256  # of an answer
+_WIDTH = 8
+_FRAME_TOKENS = 192  # of the question's words and what the template writes
+_FROM_PASSAGES = (
+    "Passages of the document:\n\n{parts}\n\n"
+    "Question: {question}\n\n"
+    "Answer the question in one or two sentences, from these passages alone. If they do not answer "
+    "it, say so."
+)
+
+
+def written(passage: Citation) -> str:
+    """A passage as it stands in a prompt, with its place."""
+    page = f"page {passage.page_label}" if passage.page_label else ""
+    where = ", ".join(part for part in (page, " > ".join(passage.title_path)) if part)
+    return f"- ({where or passage.name}) {' '.join(passage.text.split())}"
+
+
+def join(
+    library: Library,
+    row: ContextRow,
+    question: str,
+    passages: Sequence[Citation],
+    *,
+    unwanted: Callable[[], bool],
+) -> str:
+    """One answer to ``question`` from ``passages``; empty where there are none. Raises
+    ``Cancelled``, and ``RequestError`` where the question alone is too long."""
+    parts = [written(passage) for passage in passages]
+    window = library.card.window
+    n_question = len(library.codec.tokenizer.encode(question, special=False))
+    most = window - room_tokens(window) - _FRAME_TOKENS - n_question
+    answer = ""
+    while parts:
+        lengths = library.codec.tokenizer.count(parts)
+        cut = [_cut(library, part, n, most) for part, n in zip(parts, lengths, strict=True)]
+        groups = list(fitting(cut, [min(n, most) + 1 for n in lengths], most))
+        answers = list(_answers(library, row, question, groups, unwanted))
+        answer = next((a for a in answers if a), "")
+        if len(groups) == 1:
+            break
+        parts = [f"- {each}" for each in answers if each]
+    return answer
+
+
+def _cut(library: Library, part: str, n_tokens: int, most: int) -> str:
+    """``part``, which one prompt has to hold: only a passage that is longer than a window's room is
+    ever shortened, and its end says so."""
+    if n_tokens <= most:
+        return part
+    return part[: max(1, len(part) * most // (2 * n_tokens))] + " …"
+
+
+def _answers(
+    library: Library,
+    row: ContextRow,
+    question: str,
+    groups: Sequence[Sequence[str]],
+    unwanted: Callable[[], bool],
+) -> Iterator[str]:
+    """The answers to the groups, in their order."""
+    stamp = f"{time.time_ns():x}"
+    ids = [f"join-{row.id}-{stamp}-{number}" for number in range(len(groups))]
+
+    def requests() -> Iterator[Request]:
+        for request_id, group in zip(ids, groups, strict=True):
+            text = _FROM_PASSAGES.format(parts="\n".join(group), question=question)
+            yield Request(
+                id=request_id,
+                namespace=library.namespace_of(row.tenant),
+                tokens=plain_ids(library, text),
+                max_tokens=MAX_TOKENS,
+                stop_token_ids=library.codec.tokenizer.eos_ids,
+                transient=True,
+            )
+
+    made: dict[str, str] = {}
+    for done in run_all(library.engine, requests(), width=_WIDTH, cancelled=unwanted):
+        text = library.codec.tokenizer.decode(done.tokens, skip_special=True)
+        made[done.request.id] = "" if done.problem else text.strip()
+    return iter(made[request_id] for request_id in ids)

@@ -1,0 +1,1 @@
+"""The routes under /v1/contexts: what a document is to clients."""
