@@ -12,11 +12,13 @@ KvasirError
 ├── RequestError           the caller's request is wrong; carries the offending parameter
 │   ├── ContextTooLong     more tokens than the window holds; carries the counts
 │   ├── UnsupportedFile    a file of a format that gives no text (HTTP 415)
-│   └── UnreadableFile     a file of a known format of which nothing can be read (HTTP 422)
+│   ├── UnreadableFile     a file of a known format of which nothing can be read (HTTP 422)
+│   └── ParcelRefused      exported KV is damaged, of another model, or continues nothing here
 ├── CatalogError           what tenants, files and contexts there are cannot be read or changed
 │   ├── CatalogUnavailable the database cannot be reached, is full, or was busy for too long
 │   ├── NameTaken          something of that tenant, or a tenant, has the name already
 │   └── UnknownTenant      no tenant has that name
+├── NotStored              KV that was to be read or written is not, or cannot be, stored
 └── EngineStopped          the engine has ended and takes no more requests
 
 Messages say what happened, why, and what to do next, in that order.
@@ -110,6 +112,14 @@ class UnsupportedFile(RequestError):
 class UnreadableFile(RequestError):
     """The file's format is known, but nothing of it can be read: it is encrypted, damaged, empty or
     hostile. Over HTTP a 422."""
+
+
+class ParcelRefused(RequestError):
+    """Exported KV is damaged, of another model, or continues nothing that is here."""
+
+
+class NotStored(KvasirError):
+    """KV is not stored as a whole, or could not be stored: no room, no tier, a disk that failed."""
 
 
 class EngineStopped(KvasirError):

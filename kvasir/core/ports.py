@@ -7,7 +7,7 @@ port imports the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -137,6 +137,19 @@ class Engine(Protocol):
     def drop(self, namespace: bytes, texts: Sequence[Sequence[int]]) -> None:
         """Forget what is stored and idle of ``texts``, but for what is held and what another kept
         text continues. Let go first."""
+        ...
+
+    def parcels(self, namespace: bytes, tokens: Sequence[int]) -> Iterator[bytes]:
+        """The KV of this text, all of which must be stored, in pieces of about 16 MiB that say what
+        they are and nothing of whose they are; hold it meanwhile. Each is verified when it is its
+        turn. Raises ``NotStored`` where something of the text is not stored, or not any more."""
+        ...
+
+    def accept(self, namespace: bytes, parcel: bytes) -> int:
+        """Take in one piece, of which the caller knows that it may be trusted; how many tokens of
+        KV it has. It is durable then. The pieces of a text come in their order; one that is there
+        already changes nothing. Raises ``ParcelRefused`` where it is damaged, of another realm, or
+        continues nothing, and ``NotStored`` where it cannot be stored."""
         ...
 
     def room_bytes(self, namespace: bytes) -> int:

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -21,7 +21,9 @@ from kvasir.core.ports import Deliver, EngineStatus
 from kvasir.core.requests import Request
 from kvasir.core.tiers import KeptRecord, KeptText, Residence, Tier
 from kvasir.engine.engine import Engine
-from kvasir.kv.keeping import Keeping, KeyedText, keyed
+from kvasir.engine.parcels import export, take_in
+from kvasir.kv.keeping import Keeping
+from kvasir.kv.text import KeyedText, keyed
 from kvasir.sched.scheduler import Abort, Command, Submit
 
 log = logging.getLogger(__name__)
@@ -117,38 +119,46 @@ class EngineClient:
 
     def kept(self) -> Sequence[KeptRecord]:
         """All records of the stored tiers (see ``core.ports.Engine``)."""
-        return self._call(self._engine.kept)
+        return self.call(self._engine.kept)
 
     def clear(self, tier: Tier | None, namespace_tag: bytes | None) -> int:
         """Forget stored KV (see ``core.ports.Engine``)."""
-        return self._call(lambda: self._engine.sched.cache.keeping.clear(tier, namespace_tag))
+        return self.call(lambda: self._engine.sched.cache.keeping.clear(tier, namespace_tag))
 
     def hold(self, holder: str, namespace: bytes, texts: Sequence[Sequence[int]]) -> None:
         """Keep what is stored of ``texts`` (see ``core.ports.Engine``)."""
         ours = [self._keyed(namespace, tokens) for tokens in texts]
-        self._call(lambda: self._keeping.hold(holder, ours))
+        self.call(lambda: self._keeping.hold(holder, ours))
 
     def let_go(self, holder: str) -> bool:
         """End a hold (see ``core.ports.Engine``)."""
-        return self._call(lambda: self._keeping.let_go(holder))
+        return self.call(lambda: self._keeping.let_go(holder))
 
     def residence(self, namespace: bytes, tokens: Sequence[int]) -> Residence:
         """Where a text is (see ``core.ports.Engine``)."""
         text = self._keyed(namespace, tokens)
-        return self._call(lambda: self._keeping.residence(text))
+        return self.call(lambda: self._keeping.residence(text))
 
     def texts(self, namespace: bytes) -> Sequence[KeptText]:
         """The longest texts that are stored (see ``core.ports.Engine``)."""
-        return self._call(lambda: self._keeping.texts(namespace))
+        return self.call(lambda: self._keeping.texts(namespace))
 
     def drop(self, namespace: bytes, texts: Sequence[Sequence[int]]) -> None:
         """Forget texts (see ``core.ports.Engine``)."""
         ours = [self._keyed(namespace, tokens) for tokens in texts]
-        self._call(lambda: self._keeping.drop(ours))
+        self.call(lambda: self._keeping.drop(ours))
+
+    def parcels(self, namespace: bytes, tokens: Sequence[int]) -> Iterator[bytes]:
+        """Export a text (see ``core.ports.Engine``)."""
+        return export(self, self._engine.sched.cache, namespace, tokens)
+
+    def accept(self, namespace: bytes, parcel: bytes) -> int:
+        """Import a piece of a text (see ``core.ports.Engine``)."""
+        return take_in(self, self._engine.sched.cache, namespace, parcel)
 
     def room_bytes(self, namespace: bytes) -> int:
         """How many bytes more can be held (see ``core.ports.Engine``)."""
-        return self._call(lambda: self._keeping.room_bytes(namespace))
+        return self.call(lambda: self._keeping.room_bytes(namespace))
 
     def bytes_of(self, n_tokens: int) -> int:
         """What a text takes once it is stored (see ``core.ports.Engine``)."""
@@ -157,13 +167,8 @@ class EngineClient:
     def verify(self) -> Sequence[KeptRecord]:
         """Read every record again (see ``core.ports.Engine``)."""
         damaged: Future[Sequence[KeptRecord]] = Future()
-        self._call(lambda: self._engine.verify(damaged.set_result))
-        while True:
-            try:
-                return damaged.result(timeout=1.0)
-            except TimeoutError:
-                if not self._thread.is_alive():
-                    raise EngineStopped("the engine has been stopped") from None
+        self.call(lambda: self._engine.verify(damaged.set_result))
+        return self.result(damaged)
 
     def moves_ended(self) -> None:
         """Moves between tiers have ended: the engine is to look, also where it sleeps."""
@@ -235,7 +240,7 @@ class EngineClient:
         cache = self._engine.sched.cache
         return keyed(cache.chain(namespace), namespace, tokens, cache.geometry.block_tokens)
 
-    def _call(self, function: Callable[[], T]) -> T:
+    def call(self, function: Callable[[], T]) -> T:
         """What ``function`` gives, called on the engine's thread between two steps. Raises
         ``EngineStopped`` where that has ended."""
         result: Future[T] = Future()
@@ -251,11 +256,16 @@ class EngineClient:
                 raise EngineStopped(self._failure or "the engine has been stopped")
             self._calls.append(call)
             self._wake.notify()
+        return self.result(result)
+
+    def result(self, future: Future[T]) -> T:
+        """What ``future`` is given on the engine's thread; raises ``EngineStopped`` where that has
+        ended."""
         while True:
             try:
-                return result.result(timeout=1.0)
+                return future.result(timeout=1.0)
             except TimeoutError:
-                if not self._thread.is_alive():
+                if not self._thread.is_alive() and not future.done():
                     raise EngineStopped("the engine has been stopped") from None
 
     def _save_rest(self) -> None:

@@ -113,7 +113,10 @@ class Engine:
             return True
 
     def _poll(self) -> None:
-        for moved in self.sched.cache.poll():
+        cache = self.sched.cache
+        for moved in cache.poll():
+            if cache.keeping.transport.moved(moved):
+                continue
             for verification in self._verifications:
                 verification.moved(moved)
         self._verifications = [v for v in self._verifications if not v.done]

@@ -157,13 +157,13 @@ class Held:
         sums: Counter[bytes] = Counter()
         for name in +reasons:
             sums[kept[name].namespace_tag] += kept[name].n_bytes
-        rests = [rest for rests in self._rests.values() for rest in rests.values()]
+        all_rests = [rest for rests in self._rests.values() for rest in rests.values()]
         missing = sum(key not in self._index for key in self._keys)
         return (
             +reasons == self._reasons
             and sums == +self.bytes_by_tag
             and self._missing.total() == missing
-            and self._missing_rests.total() == sum(rest.extent is None for rest in rests)
+            and self._missing_rests.total() == sum(r.extent is None for r in all_rests)
         )
 
     # inside --------------------------------------------------------------------------------------

@@ -8,58 +8,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from kvasir.core.realm import namespace_tag
 from kvasir.core.tiers import KeptText, Residence, Tier
 from kvasir.kv.blocks import DeviceBlocks
 from kvasir.kv.held import HeldText
-from kvasir.kv.keys import NO_PARENT, KeyChain
+from kvasir.kv.keys import NO_PARENT
 from kvasir.kv.moves import Extent
 from kvasir.kv.saver import Saver
 from kvasir.kv.shelf import Shelf
 from kvasir.kv.stored import StoredTiers
+from kvasir.kv.text import KeyedText
+from kvasir.kv.transport import Transport
 from kvasir.kv.tree import Node
 
 _PREVIEW_TOKENS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class KeyedText:
-    """A text of a namespace, and the keys of its full blocks and of its tail."""
-
-    namespace: bytes
-    tokens: tuple[int, ...]
-    keys: tuple[bytes, ...]
-    rest: tuple[int, ...]  # the tokens behind the full blocks; the tail has them, if any
-    tail_key: bytes  # of the last full block where nothing is behind it
-
-    @property
-    def tag(self) -> bytes:
-        """The namespace's tag."""
-        return namespace_tag(self.namespace)
-
-    @property
-    def held(self) -> HeldText:
-        """The text as an index knows it."""
-        return HeldText(self.tag, self.keys, self.rest)
-
-    @property
-    def all_keys(self) -> tuple[bytes, ...]:
-        """Of the full blocks, then of the tail where there is one."""
-        return (*self.keys, self.tail_key) if self.rest else self.keys
-
-
-def keyed(chain: KeyChain, namespace: bytes, tokens: Sequence[int], block_tokens: int) -> KeyedText:
-    """``tokens`` with their keys, by the ``chain`` of ``namespace``. Hashes all of them: not to be
-    called on the engine's thread for long texts."""
-    keys: list[bytes] = []
-    chain.extend(keys, tokens, block_tokens)
-    rest = tuple(tokens[len(keys) * block_tokens :])
-    last = keys[-1] if keys else NO_PARENT
-    return KeyedText(
-        namespace, tuple(tokens), tuple(keys), rest, chain.key(last, rest) if rest else last
-    )
 
 
 class Keeping:
@@ -69,6 +32,7 @@ class Keeping:
         self._device = device
         self._stored = stored
         self._saver = saver
+        self.transport = Transport(stored, saver)
         self._size = stored.geometry.block_tokens
         self._holders: dict[str, list[tuple[HeldText, bytes]]] = {}  # with the keys of tails
         self._tails: Counter[bytes] = Counter()  # held ones by key

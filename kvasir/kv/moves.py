@@ -50,8 +50,9 @@ class Extent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Read blocks ``first`` … ``first + len(blocks) - 1`` of a record into ``blocks``; where there
-    are none, read and verify the whole record and keep nothing of it."""
+    """Read blocks ``first`` … ``first + len(blocks) - 1`` of a record into ``blocks``. Where there
+    are none: ``count`` of them into the memory ``into``, plane after plane; and where there is none
+    either, read and verify the whole record and keep nothing of it."""
 
     id: int
     tier: Tier
@@ -59,17 +60,20 @@ class Load:
     first: int
     blocks: tuple[int, ...]
     n_bytes: int
+    into: memoryview | None = None
+    count: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Save:
     """Keep ``blocks`` of the pool as the record that ``extent`` describes (its name is empty: the
-    tier gives one)."""
+    tier gives one); or, where there are none, ``planes``, one after another."""
 
     id: int
     tier: Tier
     extent: Extent
     blocks: tuple[int, ...]
+    planes: memoryview | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

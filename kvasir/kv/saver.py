@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from kvasir.core.realm import namespace_tag
@@ -46,7 +46,8 @@ class _UnderWay:
 
     shelf: Shelf
     extent: Extent
-    node: Node  # the deepest: pinned, and so all before it
+    node: Node | None  # the deepest: pinned, and so all before it; none where bytes were given
+    ended: Callable[[str], None] = lambda _: None  # is told the problem; empty where none is
 
 
 class Saver:
@@ -63,7 +64,7 @@ class Saver:
         self.unsaved_blocks = dict.fromkeys((shelf.tier for shelf in stored.shelves), 0)
         self._device = device
         self._stored = stored
-        self._compute_s = compute_s
+        self.compute_s = compute_s
         self._queue: deque[_Wanted] = deque()
         self._wanted: set[tuple[Tier, bytes]] = set()  # queued or under way
         self._under_way: dict[int, _UnderWay] = {}
@@ -85,7 +86,7 @@ class Saver:
 
     def pinned(self) -> Iterator[Node]:
         """Every node that a save pins, once per pin."""
-        return (save.node for save in self._under_way.values())
+        return (save.node for save in self._under_way.values() if save.node is not None)
 
     def saves(self, tier: Tier, key: bytes) -> bool:
         """Whether the block or tail ``key`` is to be saved in ``tier``, or being saved."""
@@ -115,6 +116,22 @@ class Saver:
                     self._wanted.update((shelf.tier, n.key) for n in run)
                     start += sum(len(n.tokens) for n in run)
 
+    def keep(
+        self, shelf: Shelf, extent: Extent, planes: memoryview, ended: Callable[[str], None]
+    ) -> None:
+        """Save bytes that come from elsewhere as ``extent``; ``ended`` is told the problem, empty
+        once they are kept."""
+        if shelf.tier in self._closed or not self._make_room(shelf, extent):
+            ended(self._stored.failure(shelf.tier) or "there is no room for it")
+            return
+        save_id = self._stored.next_id()
+        self._under_way[save_id] = _UnderWay(shelf, extent, None, ended)
+        self._bytes += extent.n_bytes
+        self._wanted.update((shelf.tier, key) for key in extent.keys)
+        self._stored.mover.save(
+            Save(id=save_id, tier=shelf.tier, extent=extent, blocks=(), planes=planes)
+        )
+
     def clear(self, tier: Tier | None, tag: bytes | None) -> None:
         """What is on its way to ``tier`` (None: any) of the namespace with ``tag`` (None: any) is
         dropped as soon as it is there, and without ``tier`` forgotten in the pool: until then it
@@ -140,21 +157,32 @@ class Saver:
         if save is None:
             return False
         shelf, extent = save.shelf, save.extent
-        self._device.tree.unpin(save.node)
+        if save.node is not None:
+            self._device.tree.unpin(save.node)
         self._bytes -= extent.n_bytes
         self._wanted.difference_update((shelf.tier, key) for key in extent.keys)
         cleared = self._cleared.pop(moved.id, None)
-        if cleared:  # all before it was pinned with it
+        if cleared and save.node is not None:  # all before it was pinned with it
             top = chain_of(save.node)[0]
             self._device.give(self._device.tree.remove_below(top))
         if moved.problem:
             shelf.cancel(extent.namespace_tag, extent.n_bytes)
             self._failed(shelf, len(extent.keys), moved.problem)
+            save.ended(moved.problem)
             return True
         shelf.add(dataclasses.replace(extent, name=moved.record), reserved=True)
         if cleared is not None:
             self._stored.drop(shelf.tier, moved.record)
+            save.ended("it was cleared meanwhile")
             return True
+        self._supersede(shelf, extent)
+        save.ended("")
+        return True
+
+    # inside --------------------------------------------------------------------------------------
+
+    def _supersede(self, shelf: Shelf, extent: Extent) -> None:
+        """Price anew what has just been stored, and drop the tails that are of no use beside it."""
         for index, key in enumerate(extent.keys):
             node = self._device.tree.get(key)
             if node is not None:
@@ -162,9 +190,6 @@ class Saver:
             tag, parent = extent.namespace_tag, extent.parent_of(index)
             for name in shelf.superseded(tag, parent, extent.tokens_of(index)):
                 self._stored.drop(shelf.tier, name)
-        return True
-
-    # inside --------------------------------------------------------------------------------------
 
     def _runs(self, nodes: list[Node]) -> Iterator[tuple[Node, ...]]:
         """``nodes`` as the records that they will be; a tail is one of its own, because the next
@@ -232,7 +257,7 @@ class Saver:
             start=wanted.start,
             block_tokens=self._stored.geometry.block_tokens,
             n_bytes=self._stored.record_bytes(len(nodes), len(tokens)),
-            compute_s=self._compute_s(len(tokens), wanted.start),
+            compute_s=self.compute_s(len(tokens), wanted.start),
             used_s=self._stored.now_s(),
         )
 

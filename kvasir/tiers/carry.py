@@ -65,6 +65,8 @@ class Carrier:
         try:
             if load.blocks:
                 self._read(store, load)
+            elif load.into is not None:
+                _read_into(store, load, load.into)
             else:
                 store.verify(load.record)
         except KeyError:
@@ -80,8 +82,11 @@ class Carrier:
         if extent.block_tokens != geometry.block_tokens:
             raise ValueError(f"blocks of {extent.block_tokens} tokens are not those of the pool")
         n_tokens = len(extent.tokens)
-        planes = self._room(n_tokens * geometry.token_bytes)
-        self._memory.gather(save.blocks, n_tokens, planes)
+        if save.planes is not None:
+            planes = save.planes
+        else:
+            planes = self._room(n_tokens * geometry.token_bytes)
+            self._memory.gather(save.blocks, n_tokens, planes)
         try:
             name = self._stores[save.tier].put(self._record(extent), planes)
         except (StoreFull, StoreDegraded) as refusal:
@@ -126,3 +131,19 @@ class Carrier:
         if n_bytes <= _KEPT_STAGING_BYTES:
             self._staging = room
         return room
+
+
+def _read_into(store: RecordStore, load: Load, into: memoryview) -> None:
+    """Read planes one after another into ``into``, which they have to fill."""
+    at = 0
+
+    def take(_: int, data: memoryview) -> None:
+        nonlocal at
+        if at + len(data) > len(into):
+            raise ValueError("the record has more bytes than were asked for")
+        into[at : at + len(data)] = data
+        at += len(data)
+
+    store.read(load.record, load.first, load.count, take)
+    if at != len(into):
+        raise ValueError(f"{at} bytes of the record were read, and {len(into)} asked for")

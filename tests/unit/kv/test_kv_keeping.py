@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 
 import pytest
-from simulated_folder import SimulatedFolder
+from simulated_folder import PowerCut, SimulatedFolder
 from virtual_engine import VirtualEngine, text
 
 from kvasir.core.tiers import Residence, Tier
-from kvasir.kv.keeping import KeyedText, keyed
+from kvasir.kv.text import KeyedText, keyed
 from kvasir.tiers.folder import Folder
 from kvasir.tiers.ram import RamFolder
 
@@ -440,3 +441,36 @@ def test_what_is_running_is_not_dropped_under_it() -> None:
     made.cache.keeping.drop([known(made, tokens)])
     made.run()
     assert made.right(name)
+
+
+# power cuts --------------------------------------------------------------------------------------
+
+
+def test_what_was_said_to_be_durable_survives_a_power_cut_at_any_moment() -> None:
+    """Whatever the residence says before a cut, between any two operations of the disk, is true
+    after it; also of what a server found that had been killed before it flushed the folder."""
+    rng = random.Random(25)
+    said = 0
+    for cut_at in range(1, 90):
+        folder = SimulatedFolder(cut_at=cut_at)
+        texts = [text(rng, n) for n in (30, 18, 7)]
+        made, durable = None, set()
+        with contextlib.suppress(PowerCut):
+            made = engine({Tier.DISK: folder}, run_blocks=2, write_bytes_per_s=1e6)
+            for index, tokens in enumerate(texts):
+                made.cache.keeping.hold(f"c{index}", [known(made, tokens)])
+                made.submit(tokens, max_tokens=0)
+            while made.cache.saving or not made.engine.idle or made._commands:
+                made.step()
+                durable |= {i for i, t in enumerate(texts) if residence(made, t).durable}
+                made._pass_until_moved() if made.mover.next_s() is not None else None
+        folder.cut_at = 0
+        again = engine({Tier.DISK: folder})  # as after kill -9: what was written is seen
+        durable |= {i for i, t in enumerate(texts) if residence(again, t).durable}
+        for choose in (lambda n: 0, lambda n: n - 1, rng.randrange):
+            after = engine({Tier.DISK: folder.crash(choose)})
+            for index in durable:
+                assert residence(after, texts[index]).durable
+                assert computed(after, [*texts[index], 1]) == 1
+                said += 1
+    assert said > 100
