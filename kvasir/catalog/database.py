@@ -103,6 +103,14 @@ def open_database(url: str) -> Database:
     raise _not_known()
 
 
+def hidden_password(url: str) -> str:
+    """``url`` as it may be shown."""
+    try:
+        return make_url(url).render_as_string(hide_password=True) if url else ""
+    except (ArgumentError, ValueError):
+        return "something that is no URL"
+
+
 def is_conflict(error: BaseException) -> bool:
     """Whether ``error`` says that a row with that key is there already, or misses one it names."""
     if isinstance(error, IntegrityError):

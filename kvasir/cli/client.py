@@ -130,6 +130,10 @@ class Client:
         """Have it forgotten, ``only`` of a tier or a tenant; ``service.replies.ClearedReply``."""
         return self._call("DELETE", "/kvasir/cache", params=only)
 
+    def administer(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        """What the admin's route at ``path`` answers (``service.admin``); tenants and keys."""
+        return self._call(method, f"/v1/admin/{path}", **options)
+
     def _get(self, path: str) -> dict[str, Any]:
         return self._call("GET", path, timeout=10.0)
 

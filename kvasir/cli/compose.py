@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from fastapi import FastAPI
 
+from kvasir.catalog.catalog import open_catalog
 from kvasir.cli.home import OwnedHome
-from kvasir.core.config import Config
+from kvasir.core.config import Config, database_url
 from kvasir.engine.build import Built, build
 from kvasir.service.app import create_app
 from kvasir.service.served import Served
@@ -31,6 +32,8 @@ def compose(config: Config, owned: OwnedHome, report: Callable[[str], None]) -> 
         geometry=built.geometry,
         engine=built.engine,
         codec=built.codec,
+        catalog=open_catalog(database_url(config)),
+        home=owned.home.path,
         secret=secret,
     )
     return Server(create_app(served, config), built)

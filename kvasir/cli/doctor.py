@@ -148,12 +148,16 @@ def _model(survey: Survey) -> dict[str, Any]:
 
 
 def _settings(config: Config, sources: Mapping[str, str]) -> dict[str, Any]:
-    """Every setting with its value and what set it."""
+    """Every setting with its value and what set it, without what must not be seen."""
+    from kvasir.catalog.database import hidden_password
+
     values: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name in _SECRET_SETTINGS:
             value = f"{len(value)} configured"
+        elif field.name == "database":
+            value = hidden_password(value)
         elif isinstance(value, Path):
             value = str(value)
         values[field.name] = {"value": value, "source": sources.get(field.name, "default")}

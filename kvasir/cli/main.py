@@ -23,6 +23,8 @@ COMMANDS: dict[str, str] = {
     "chat": "Talk with the model; every turn reads only what is new.",
     "pull": "Obtain a model, so that later commands work offline.",
     "cache": "Show, verify or clear the KV that is stored.",
+    "keys": "Make, list or revoke API keys.",
+    "tenants": "Make, list, disable or remove tenants.",
     "doctor": "Show the machine, the settings, the model and what was chosen, with reasons.",
     "bench": "Measure speed, side by side with other engines.",
 }

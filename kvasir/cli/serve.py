@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +16,7 @@ import typer
 
 from kvasir.cli import options
 from kvasir.cli.options import DEFAULTS
-from kvasir.core.config import Config, load
+from kvasir.core.config import Config, database_url, load
 from kvasir.core.geometry import KvGeometry, ModelCard
 from kvasir.core.tiers import Tier, TierStatus
 
@@ -134,23 +136,20 @@ def _serve(config: Config) -> None:
     from kvasir.cli.compose import compose
     from kvasir.cli.home import open_home
     from kvasir.cli.listener import Listener, bind_tcp, end_on_signals
-    from kvasir.service.identity import check_bind
 
-    check_bind(config)
     home = open_home(config.home)
     # What can be refused at once is refused before the model is loaded.
-    with (
-        home.own() as owned,
-        bind_tcp(config.host, config.port) as tcp,
-        owned.bind_socket() as unix,
-    ):
+    with contextlib.ExitStack() as stack:
+        owned = stack.enter_context(home.own())
+        keyed = _keyed(config)
+        tcp = stack.enter_context(bind_tcp(config.host, config.port))
+        unix = stack.enter_context(owned.bind_socket())
         server = compose(config, owned, report=show.note)
 
         built = server.built
 
         def announce() -> None:
             kept = kept_lines(built.engine.status().tiers, home.stored)
-            keyed = bool(config.keys)
             print(announcement(built.card, built.geometry, _address(tcp), keyed, kept))
             sys.stdout.flush()
 
@@ -164,6 +163,18 @@ def _serve(config: Config) -> None:
         end_on_signals(listener)
         listener.listen()
     show.note("ended")
+
+
+def _keyed(config: Config) -> bool:
+    """Whether requests over TCP will need a key. Raises ``ConfigError`` where they must and there
+    is none."""
+    from kvasir.catalog.catalog import open_catalog
+    from kvasir.service.identity import check_bind, is_loopback
+
+    with contextlib.closing(open_catalog(database_url(config))) as catalog:
+        check_bind(config, catalog.keys.count_active(int(time.time())))
+        wanted = bool(config.keys) or catalog.keys.any_unrevoked()
+        return wanted or not is_loopback(config.host)
 
 
 def kept_lines(tiers: Sequence[TierStatus], folder: Path) -> str:

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from kvasir.catalog.catalog import Catalog, open_catalog
 from kvasir.cli import show
 from kvasir.cli.client import Client
 from kvasir.cli.connect import own_unless_served
 from kvasir.cli.home import OwnedHome, open_home
-from kvasir.core.config import Config
+from kvasir.core.config import CATALOG_FILE, Config, database_url
 from kvasir.core.errors import ConfigError
 from kvasir.core.tiers import KeptRecord, Tier
 from kvasir.service.identity import Identity
@@ -67,7 +68,7 @@ def open_stored(config: Config) -> Iterator[Stored]:
         if owned is None:
             yield ServedKv(stack.enter_context(Client(home.socket_path)))
         else:
-            yield stack.enter_context(_in_folder(config, owned))
+            yield stack.enter_context(in_folder(config, owned))
 
 
 class ServedKv:
@@ -184,13 +185,25 @@ def _kept(record: Record, used_s: float) -> KeptRecord:
 
 
 @contextlib.contextmanager
-def _in_folder(config: Config, owned: OwnedHome) -> Iterator[KvInFolder]:
+def in_folder(config: Config, owned: OwnedHome) -> Iterator[KvInFolder]:
+    """The stored KV in the folder of a home that this process owns."""
     path = owned.home.stored
     with _usable(path):
         folder = RealFolder(path)
     with contextlib.closing(folder):
-        tenants = Identity(config.keys, owned.secret()).tenants()
+        with _catalog(config, owned) as catalog:
+            tenants = Identity(config.keys, owned.secret(), catalog).tenants()
         yield KvInFolder(path, folder, tenants, owned.home.path / FILE_NAME)
+
+
+@contextlib.contextmanager
+def _catalog(config: Config, owned: OwnedHome) -> Iterator[Catalog | None]:
+    """The catalog, None where there is none yet: looking at what is stored makes none."""
+    if not config.database and not (owned.home.path / CATALOG_FILE).exists():
+        yield None
+        return
+    with contextlib.closing(open_catalog(database_url(config))) as catalog:
+        yield catalog
 
 
 @contextlib.contextmanager

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-
 from kvasir.cli import show
+from kvasir.cli.columns import columns, moment
 from kvasir.cli.stored import Verified
 from kvasir.service.replies import CacheReply, KeptReply
 
@@ -17,7 +15,7 @@ def records_text(reply: CacheReply) -> str:
     if not reply.records:
         return _NOTHING
     head = ("tier", "tenant", "tokens", "from", "size", "last used", "record", "")
-    return _columns([head, *(_row(record) for record in reply.records)], right={2, 3, 4})
+    return columns([head, *(_row(record) for record in reply.records)], right={2, 3, 4})
 
 
 def sizes_text(reply: CacheReply) -> str:
@@ -34,7 +32,7 @@ def sizes_text(reply: CacheReply) -> str:
     for share in reply.tenants:
         sums = (f"{share.records:,}", f"{share.tokens:,}", show.size(share.bytes))
         rows.append((share.tier, share.tenant, *sums, ""))
-    return _columns(rows, right={2, 3, 4})
+    return columns(rows, right={2, 3, 4})
 
 
 def damage_text(verified: Verified) -> str:
@@ -45,7 +43,7 @@ def damage_text(verified: Verified) -> str:
     if verified.damaged:
         damaged = show.count(len(verified.damaged), "record")
         lines.append(f"{damaged} damaged and gone; what does not verify is never used")
-        lines.append(_columns([_row(record) for record in verified.damaged], right={2, 3, 4}))
+        lines.append(columns([_row(record) for record in verified.damaged], right={2, 3, 4}))
         lines.append("a disk may be failing: look at the system's log")
     elif not verified.unreadable:
         lines.append("all are as they were written")
@@ -53,7 +51,6 @@ def damage_text(verified: Verified) -> str:
 
 
 def _row(record: KeptReply) -> tuple[str, ...]:
-    used = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.used_s))
     start = "" if record.start is None else f"{record.start:,}"
     notes = [f"format {record.format_version}"] if record.format_version == 1 else []
     if record.differs_in:
@@ -64,20 +61,7 @@ def _row(record: KeptReply) -> tuple[str, ...]:
         f"{record.tokens:,}",
         start,
         show.size(record.bytes),
-        used,
+        moment(record.used_s),
         record.name[:12],
         ", ".join(notes),
     )
-
-
-def _columns(rows: Sequence[Sequence[str]], *, right: set[int]) -> str:
-    """``rows`` as columns, some of them aligned on their right."""
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if at in right else cell.ljust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)

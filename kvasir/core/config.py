@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import quote
 
 import platformdirs
 
@@ -23,6 +24,7 @@ NO_KEYS: Mapping[str, str] = MappingProxyType({})
 # sets of native kernels, the fastest first; the last one emulates AMX for tests
 NATIVE_KERNELS = ("amx", "avx512_bf16", "avx512", "avx2", "amx_emulated")
 STORED_FOLDER = "kv"  # of the home: where KV is kept on disk
+CATALOG_FILE = "catalog.sqlite"  # of the home: what there is and whose it is
 
 
 def default_home() -> Path:
@@ -61,9 +63,19 @@ class Config:
     max_waiting: int = 256  # requests in the queue
     max_waiting_tokens: int = 4_000_000
     step_budget_ms: float = 100.0
+    database: str = ""  # URL of the catalog; "" = catalog.sqlite in the home
+    max_file_mib: int = 512  # of one uploaded file
+    max_import_gib: int = 64  # of one exported context that is taken in
+    trusted_signers: tuple[str, ...] = ()  # public keys in hex whose exported KV is taken in
     grace_s: float = 20.0  # how long SIGTERM lets running answers finish
     seed: int = 0  # seed of requests that set none: 0 = a random one for each
     log_level: str = "info"
+
+
+def database_url(config: Config) -> str:
+    """Where the catalog is: what is set, else a file in the home."""
+    path = config.home.absolute() / CATALOG_FILE
+    return config.database or f"sqlite:///{quote(str(path))}"
 
 
 def load(
@@ -185,6 +197,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "max_waiting": (1, 1_000_000),
     "max_waiting_tokens": (1, 2**40),
     "step_budget_ms": (1, 60_000),
+    "max_file_mib": (1, 1_048_576),
+    "max_import_gib": (1, 65_536),
     "grace_s": (0, 3600),
     "seed": (0, 2**63 - 1),
 }

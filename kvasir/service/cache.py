@@ -1,7 +1,6 @@
 """GET and DELETE /kvasir/cache, POST /kvasir/cache/verify: what is stored of everybody's KV.
 
-Only for the owner of the home: through the socket in it. To all others, whatever key they have,
-these paths are not there, in the same words and with the same status as any missing path.
+Only for the owner of the home, through the socket in it (``service.access``).
 """
 
 from __future__ import annotations
@@ -12,13 +11,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
-from fastapi.routing import APIRoute
-from starlette.routing import Match
-from starlette.types import Scope
 
 from kvasir.core.tiers import STORED_TIERS, Tier
 from kvasir.service.desk import Desk
-from kvasir.service.door import over_unix_socket
 from kvasir.service.errors import bad_request
 from kvasir.service.identity import Identity
 from kvasir.service.inventory import inventory, kept_reply, tag_of
@@ -26,20 +21,10 @@ from kvasir.service.openapi import error_docs
 from kvasir.service.replies import CacheReply, ClearedReply, Reply, VerifiedReply
 
 
-class OwnersRoute(APIRoute):
-    """A route that is there only for what comes through the home's socket."""
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        if not over_unix_socket(scope):
-            return Match.NONE, {}
-        return super().matches(scope)
-
-
 def routes(desk: Desk, identity: Identity) -> APIRouter:
     """The routes over ``desk``, with the tenants that ``identity`` knows."""
-    router = APIRouter(tags=["operation"], route_class=OwnersRoute)
+    router = APIRouter(tags=["operation"])
     engine = desk.served.engine
-    tenants = identity.tenants()
 
     async def reply(work: Callable[[], Reply]) -> Response:
         """What ``work`` gives; it may wait for the engine and the disk, so it has a thread that
@@ -49,7 +34,9 @@ def routes(desk: Desk, identity: Identity) -> APIRouter:
 
     @router.get("/kvasir/cache", **_docs(CacheReply, 401, 403, 500, 503), summary="What is stored")
     async def show() -> Response:
-        return await reply(lambda: inventory(engine.kept(), engine.status().tiers, tenants))
+        return await reply(
+            lambda: inventory(engine.kept(), engine.status().tiers, identity.tenants())
+        )
 
     @router.post(
         "/kvasir/cache/verify",
@@ -57,11 +44,13 @@ def routes(desk: Desk, identity: Identity) -> APIRouter:
         summary="Read all of it again and drop what is damaged",
     )
     async def verify() -> Response:
-        return await reply(
-            lambda: VerifiedReply(
+        def work() -> VerifiedReply:
+            tenants = identity.tenants()
+            return VerifiedReply(
                 damaged=[kept_reply(record, tenants) for record in engine.verify()]
             )
-        )
+
+        return await reply(work)
 
     @router.delete(
         "/kvasir/cache",
@@ -74,6 +63,7 @@ def routes(desk: Desk, identity: Identity) -> APIRouter:
         tier = _tier(wanted.get("tier"))
         tag = None
         if (tenant := wanted.get("tenant")) is not None:
+            tenants = await run_in_threadpool(identity.tenants)
             tag = tag_of(tenant, tenants)
             if tag is None:
                 raise bad_request(

@@ -6,16 +6,21 @@ import hashlib
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi import Request
 from pydantic import BaseModel
 
+from kvasir.contexts.focus import Ranker
+from kvasir.contexts.library import Library
+from kvasir.contexts.portable import public_hex
+from kvasir.contexts.reading import Reader
 from kvasir.core.config import Config
 from kvasir.core.errors import ContextTooLong
 from kvasir.service import body, unsupported
-from kvasir.service.door import CALLER
+from kvasir.service.access import CALLER
 from kvasir.service.errors import ApiError, bad_request
 from kvasir.service.identity import Caller
 from kvasir.service.metrics import Metrics
@@ -31,6 +36,10 @@ class Desk:
     """Where requests come in. One per application; holds no state of any request."""
 
     served: Served
+    library: Library
+    reader: Reader
+    ranker: Ranker
+    signing_key: Ed25519PrivateKey = field(repr=False)
     config: Config
     limits: Limits
     workers: Workers
@@ -44,7 +53,7 @@ class Desk:
         parsed = await body.parse(request, model, not_yet, workers=self.workers, limits=self.limits)
         name: str | None = getattr(parsed, "model", None)
         if name is not None:
-            self.check_name(name)
+            self.check_name(name.partition("@")[0])
         return parsed
 
     def check_name(self, name: str) -> None:
@@ -65,6 +74,11 @@ class Desk:
         if not isinstance(caller, Caller):
             raise ApiError(401, "This needs an API key.", code="invalid_api_key")
         return caller
+
+    def trusts(self, signer: str) -> bool:
+        """Whether exported KV with that public key in hex is taken in: this home's own, and those
+        that the settings name."""
+        return signer == public_hex(self.signing_key) or signer in self.config.trusted_signers
 
     def head(self, prefix: str, name: str | None) -> Head:
         """A fresh id, the time, and the model's name as the client wrote it."""

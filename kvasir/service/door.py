@@ -13,11 +13,14 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kvasir.core.config import Config
-from kvasir.service.errors import ApiError
+from kvasir.core.errors import KvasirError
+from kvasir.service import access
+from kvasir.service.access import CALLER
+from kvasir.service.errors import ApiError, from_kvasir
 from kvasir.service.identity import Identity, is_loopback
 
-CALLER = "kvasir.caller"  # where the scope carries the Caller
-OPEN_PATHS = frozenset({"/health"})  # may be asked without a key; they tell nothing of anyone
+# what comes as it is: files, and a foreign page's form cannot pass the check of the Origin
+UPLOADS = {"/v1/files": "multipart/form-data", "/v1/contexts/import": "application/octet-stream"}
 _BODY_METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 _WILDCARDS = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - names that are never a Host
 _HOST = re.compile(
@@ -49,27 +52,30 @@ class Door:
             await send(message)
 
         try:
-            self._admit(scope)
-        except ApiError as error:
-            await error.response()(scope, receive, guarded)
+            await self._admit(scope)
+        except KvasirError as error:
+            await from_kvasir(error).response()(scope, receive, guarded)
             return
         await self._app(scope, receive, guarded)
 
-    def _admit(self, scope: Scope) -> None:
-        """Put the caller into ``scope`` or raise ``ApiError``."""
+    async def _admit(self, scope: Scope) -> None:
+        """Put the caller into ``scope``, None where nobody asks who it is, or raise ``ApiError``,
+        or ``CatalogUnavailable`` where it cannot be found out."""
         headers: list[tuple[bytes, bytes]] = scope["headers"]
+        path: str = scope["path"]
         if over_unix_socket(scope):
             # the socket lies in the owner's folder, mode 0700: only the owner can open it
             scope[CALLER] = self._identity.owner
         else:
             self._check_host(headers)
             self._check_origin(headers, scope)
-            if scope["path"] in OPEN_PATHS:
+            if access.is_open(path):
                 scope[CALLER] = None
             else:
-                scope[CALLER] = self._identity.identify(_all(headers, b"authorization"))
+                scope[CALLER] = await self._identity.identify(_all(headers, b"authorization"))
+        access.check(scope["method"], path, scope[CALLER])
         if scope["method"] in _BODY_METHODS:
-            _check_content_type(headers)
+            _check_content_type(headers, UPLOADS.get(path))
 
     def _allowed(self, name: str) -> bool:
         name = name.lower().removeprefix("[").removesuffix("]")
@@ -132,12 +138,17 @@ def _all(headers: list[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
     return [value for key, value in headers if key.lower() == name]
 
 
-def _check_content_type(headers: list[tuple[bytes, bytes]]) -> None:
-    """JSON alone: a form or plain text is what a foreign web page may send without asking."""
+def _check_content_type(headers: list[tuple[bytes, bytes]], upload: str | None) -> None:
+    """JSON alone, or what the path takes as an ``upload``: a form or plain text is what a foreign
+    web page may send without asking."""
     types = _all(headers, b"content-type")
     kind, _, rest = (types[0] if len(types) == 1 else b"").decode("latin-1").partition(";")
     charset = rest.strip().lower().replace('"', "")
-    if kind.strip().lower() != "application/json" or charset not in ("", "charset=utf-8"):
+    if upload is not None and kind.strip().lower() != upload:
+        raise ApiError(415, f"Send this as {upload}.", param="file", code="unsupported_media_type")
+    if upload is None and (
+        kind.strip().lower() != "application/json" or charset not in ("", "charset=utf-8")
+    ):
         raise ApiError(
             415,
             "Send the body as JSON in UTF-8, with the header 'Content-Type: application/json'.",

@@ -37,9 +37,9 @@ def routes(desk: Desk, app: FastAPI) -> APIRouter:
 
     @router.get("/", **documented, summary="What this is and how to call it")
     async def home(request: Request) -> HTMLResponse:
-        desk.caller(request)
+        caller = desk.caller(request)
         base = f"http://{request.headers.get('host', 'localhost')}"
-        page = _home(desk.served.card, base, keyed=bool(desk.config.keys))
+        page = _home(desk.served.card, base, keyed=caller.key_id is not None)
         return HTMLResponse(page, headers=_HEADERS)
 
     @router.get("/docs", **documented, summary="The API, for reading")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from kvasir.catalog.catalog import Catalog
 from kvasir.core.geometry import KvGeometry, ModelCard
 from kvasir.core.ports import Engine
 from kvasir.text.codec import TextCodec
@@ -11,12 +13,15 @@ from kvasir.text.codec import TextCodec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """One model with its engine, its text codec, and the home's secret (32 random bytes)."""
+    """One model with its engine and its text codec; the catalog; the home, in which texts are kept,
+    and its secret (32 random bytes)."""
 
     card: ModelCard
     geometry: KvGeometry
     engine: Engine
     codec: TextCodec
+    catalog: Catalog
+    home: Path
     secret: bytes = field(repr=False)
 
 

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from kvasir.catalog.catalog import open_catalog
 from kvasir.core.config import Config
-from kvasir.core.errors import ConfigError
-from kvasir.service.door import CALLER, Door
+from kvasir.core.errors import CatalogUnavailable, ConfigError
+from kvasir.service.access import CALLER
+from kvasir.service.door import Door
 from kvasir.service.identity import Identity, check_bind, is_loopback
 
 SECRET = b"s" * 32
@@ -24,9 +26,10 @@ JSON = (b"content-type", b"application/json")
 
 def knock(
     *headers: tuple[bytes, bytes],
-    path: str = "/v1/models",
+    path: str | None = None,
     method: str = "GET",
     config: Config | None = None,
+    identity: Identity | None = None,
     server: tuple[str, int | None] = ("127.0.0.1", 8000),
     client: tuple[str, int] | None = ("127.0.0.1", 5000),
     host: bytes | None = b"localhost:8000",
@@ -47,7 +50,8 @@ def knock(
     async def send(message: Message) -> None:
         sent.append(message)
 
-    door = Door(app, config=config, identity=Identity(config.keys, SECRET))
+    door = Door(app, config=config, identity=identity or Identity(config.keys, SECRET))
+    path = path or ("/v1/models" if method == "GET" else "/v1/completions")
     own = [] if host is None else [(b"host", host)]
     scope = {
         "type": "http",
@@ -238,6 +242,42 @@ def test_nothing_else_is_taken_for_the_homes_socket(server: Any, client: Any) ->
     assert knock(server=server, client=client, config=Config(keys=KEYS))[0] == 401
 
 
+@pytest.mark.parametrize("path", ["/nope", "/v1", "/v1/model", "/V1/models", "//v1/models", ""])
+def test_what_the_table_does_not_name_is_not_dispatched(path: str) -> None:
+    for method in ("GET", "POST", "DELETE", "OPTIONS", "NONSENSE"):
+        status, _, error = knock(JSON, path=path or "x", method=method)
+        assert (status, error["code"]) == (404, "unknown_url")
+
+
+def test_a_method_that_the_table_does_not_name_is_told_from_a_missing_path() -> None:
+    status, _, error = knock(JSON, path="/v1/models", method="DELETE")
+    assert (status, error["code"]) == (405, "method_not_allowed")
+
+
+@pytest.mark.parametrize("path", ["/kvasir/cache", "/v1/admin/keys", "/v1/admin/tenants/ann"])
+def test_what_is_not_for_the_caller_is_as_what_there_is_not(path: str) -> None:
+    for method in ("GET", "POST", "DELETE", "PUT", "HEAD"):
+        here = knock(JSON, path=path, method=method)
+        nowhere = knock(JSON, path=path + "x/y", method=method)
+        assert here[0] == nowhere[0] == 404
+        assert here[2]["code"] == nowhere[2]["code"] == "unknown_url"
+        assert here[2]["message"].replace(path, "") == nowhere[2]["message"].replace(
+            path + "x/y", ""
+        )
+
+
+def test_where_the_catalog_cannot_be_asked_nobody_is_let_in() -> None:
+    catalog = open_catalog("sqlite://")
+
+    def broken() -> bool:
+        raise CatalogUnavailable("the disk is gone")
+
+    catalog.keys.any_unrevoked = broken  # type: ignore[method-assign]
+    status, caller, error = knock(identity=Identity({}, SECRET, catalog))
+    assert (status, caller, error["code"]) == (503, None, "catalog_unavailable")
+    assert knock(path="/health", identity=Identity({}, SECRET, catalog))[0] == 200
+
+
 def test_websockets_are_closed() -> None:
     sent: list[Message] = []
 
@@ -255,7 +295,7 @@ def test_websockets_are_closed() -> None:
 def test_namespaces_depend_on_tenant_and_secret() -> None:
     def namespace(tenant: str, secret: bytes) -> bytes:
         identity = Identity({hashlib.sha256(b"key").hexdigest(): tenant}, secret)
-        return identity.identify([b"Bearer key"]).namespace
+        return asyncio.run(identity.identify([b"Bearer key"])).namespace
 
     spaces = {namespace(t, s) for t in ("a", "b") for s in (b"1" * 32, b"2" * 32)}
     assert len(spaces) == 4
@@ -263,8 +303,9 @@ def test_namespaces_depend_on_tenant_and_secret() -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "box.lan", ""])  # noqa: S104
 def test_an_open_bind_needs_keys(host: str) -> None:
-    with pytest.raises(ConfigError, match="keys"):
+    with pytest.raises(ConfigError, match="kvasir keys create"):
         check_bind(Config(host=host))
+    check_bind(Config(host=host), active_keys=1)
     check_bind(Config(host=host, keys=KEYS))
 
 
