@@ -14,13 +14,14 @@ _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
 _SETEXT = re.compile(r" {0,3}(=+|-+)[ \t]*")
 _OTHER_BLOCK = re.compile(r" {0,3}(?:>|[-*+][ \t]|\d{1,9}[.)][ \t]|\||<)| {4}|\t")
 _MAX_LINE = 2000  # longer lines are no titles
+_MAX_TITLE_LINES = 8  # nor are longer paragraphs
 
 
 def read(text: str, build: Builder) -> None:
     """Fill ``build`` with ``text``, which has ``\\n`` line ends."""
     build.add(text)
     fence = ""
-    title: tuple[str, int] | None = None  # a line of a paragraph, which an underline may follow
+    title: tuple[list[str], int] | None = None  # lines of a paragraph: an underline may follow
     at = 0
     lines = text.split("\n")
     skipped = _properties(lines)
@@ -40,12 +41,15 @@ def read(text: str, build: Builder) -> None:
             build.heading(len(atx[1]), atx[2] or "", start)
             title = None
         elif title is not None and (underline := _SETEXT.fullmatch(line)):
-            build.heading(1 if underline[1][0] == "=" else 2, *title)
+            if len(title[0]) <= _MAX_TITLE_LINES:
+                build.heading(1 if underline[1][0] == "=" else 2, " ".join(title[0]), title[1])
             title = None
         elif not line.strip() or _OTHER_BLOCK.match(line):
             title = None
-        else:  # the first line of a paragraph; its underlined heading may have several
-            title = (f"{title[0]} {line.strip()}", title[1]) if title else (line.strip(), start)
+        elif title is None:
+            title = ([line.strip()], start)
+        else:
+            title[0].append(line.strip())
 
 
 def _properties(lines: list[str]) -> int:

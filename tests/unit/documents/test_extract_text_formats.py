@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -120,6 +122,23 @@ def test_too_many_pages_are_told_and_nothing_is_lost() -> None:
     assert len(document.pages) == 10
     assert document.text == "x\f" * 50 + "y"
     assert "10th" in document.unread[0].reason
+
+
+def test_a_real_novel_has_its_books_epilogues_and_chapters() -> None:
+    data = Path(os.environ.get("KVASIR_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
+    path = data / "books" / "war-and-peace.txt"
+    if not path.exists():
+        pytest.skip("the novel is not in the folder of test data")
+    document = document_of(path.read_bytes(), "war-and-peace.txt")
+    assert len(document.text) > 3_200_000
+    assert "\r" not in document.text
+    assert not document.text.startswith("\ufeff")
+    books = [title for level, title in headings(document) if level == 1]
+    assert books[0] == "BOOK ONE: 1805"
+    assert books[14:] == ["BOOK FIFTEEN: 1812 - 13", "FIRST EPILOGUE: 1813 - 20", "SECOND EPILOGUE"]
+    chapters = [title for level, title in headings(document) if level == 2]
+    assert len(chapters) == 365
+    assert {title.split()[0] for title in chapters} == {"CHAPTER"}
 
 
 # --- encodings ------------------------------------------------------------------------------------
