@@ -148,7 +148,7 @@ class _Reader:
         if character in _MARKS:
             self._one(_MARKS[character], at, at + 1)
             return
-        if self._combines(character):
+        if self._combines(character, at):
             return
         plain = unicodedata.normalize("NFKC", character)
         other = unicodedata.decomposition(character).startswith(_OTHER_FORMS)
@@ -170,15 +170,15 @@ class _Reader:
         self._gap = JOINED
         self._before = letter
 
-    def _combines(self, character: str) -> bool:
+    def _combines(self, character: str, at: int) -> bool:
         """Whether ``character`` is an accent of the letter before it, or a vowel or final of a
         Korean one; then both are one letter."""
         if not (unicodedata.combining(character) or "\u1161" <= character <= "\u11ff"):
             return False
         composed = unicodedata.normalize("NFC", self._before + character)
-        if self._gap != JOINED or len(composed) != 1:
+        if not self._before or self._gap != JOINED or len(composed) != 1:
             return False
         self._letters[-1] = self._letters[-1][:-1] + composed
-        self._ends[-1] += 1
+        self._ends[-1] = at + 1
         self._before = composed
         return True

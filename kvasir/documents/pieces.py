@@ -14,7 +14,7 @@ from kvasir.documents.values import Document
 # each finds the end of a piece
 _BORDERS = (
     re.compile(r"\n[^\S\n]*(?:\n[^\S\n]*)+"),  # blank lines
-    re.compile(r"\n"),
+    re.compile(r"\n(?:[^\S\n]*\n)*"),  # lines
     # the ends of sentences, with closing quotation marks and brackets; those of Chinese, Japanese
     re.compile("[.!?\u2026][\"'\u201d\u2019\u00bb)\\]]*\\s+|[\u3002\uff01\uff1f]"),
     re.compile(r"\s+"),

@@ -90,7 +90,7 @@ class QuoteIndex:
         return Span(self._text.starts[at], self._text.ends[end - 1]) if end else None
 
     def _places(self, wanted: Likeness) -> Iterator[tuple[int, int]]:
-        """The first letter and the one after the last, of all places with these letters and gaps."""
+        """The first letter and the one after the last of every place that is like ``wanted``."""
         text, n_letters = self._text, len(wanted.letters)
         at = text.letters.find(wanted.letters) if n_letters else -1
         while at >= 0:

@@ -8,10 +8,11 @@ pages, paragraphs, lines, sentences, words (``pieces``). From left to right, a s
 budget stays whole and joins its neighbours under the same parent while they fit together; one that
 does not is divided further. A section goes over the border of a divided span only
 
-- where both sides are small (at most ``1 / SMALL`` of the budget), or
-- with the opening of a chapter, its title say, in front of what follows in that chapter.
+- where both sides are small (at most ``1 / SMALL`` of the budget),
+- with the small opening of a chapter, its title say, in front of what follows in that chapter, or
+- with a small rest of a page or paragraph in front of the next, between two headings.
 
-So a section with a whole chapter in it holds no part of another one, and of two neighbouring
+So a large section with a whole chapter in it holds no part of another one, and of two neighbouring
 sections at least one is not small: there are at most ``2 * SMALL * tokens / budget + 1`` of them.
 
 What is decided depends on what stands before, and on how far the span at hand reaches. Text that is
@@ -126,6 +127,7 @@ class _Open:
     n_tokens: int = 0
     parent: object = None  # the span that all of it are parts of; None where it has gone over
     opening: bool = True  # nothing in it but openings
+    between: int | None = None  # the start of the span between two headings that all of it is in
 
 
 class _Cutter:
@@ -143,6 +145,7 @@ class _Cutter:
         self._leaves = [(s.start, s.end, n) for s, n in zip(leaves, counts, strict=True)]
         self._open = _Open()
         self._closed: list[_Open] = []
+        self._between: int | None = None  # as in ``_Open``, of what is being divided
 
     def walk(self, span: Stretch) -> None:
         """Put all of ``span`` into sections."""
@@ -152,13 +155,10 @@ class _Cutter:
         for part in span.parts:
             leaves = self._leaves_of(part)
             if sum(n for _, _, n in leaves) <= self._budget:
-                self._whole(leaves, span, part.opening)
-            elif part.parts:
-                self._enter()
-                self.walk(part)
+                self._whole(leaves, span, opening=part.opening)
             else:
                 self._enter()
-                self._divide(part.start, part.end, 0)
+                self.walk(part)
 
     def close(self) -> None:
         """End the open section, if there is anything in it."""
@@ -185,10 +185,11 @@ class _Cutter:
     def _leaf(self, span: Stretch) -> None:
         leaves = self._leaves_of(span)
         if leaves[0][2] <= self._budget:
-            self._whole(leaves, span, opening=False)
-        else:
-            self._enter()
-            self._divide(span.start, span.end, 0)
+            self._whole(leaves, span)
+            return
+        self._between = span.start
+        self._divide(span.start, span.end, 0)
+        self._between = None
 
     def _leaves_of(self, span: Stretch) -> list[tuple[int, int, int]]:
         first, last = bisect_left(self._starts, span.start), bisect_left(self._starts, span.end)
@@ -199,19 +200,23 @@ class _Cutter:
         if self._open.n_tokens > self._small:
             self.close()
 
-    def _whole(self, leaves: list[tuple[int, int, int]], parent: object, opening: bool) -> None:
+    def _whole(
+        self, leaves: list[tuple[int, int, int]], parent: object, *, opening: bool = False
+    ) -> None:
         """Put a span that fits into the open section where it may go there, else into the next."""
         n_tokens = sum(n for _, _, n in leaves)
         now = self._open
         if now.leaves:
             siblings = now.parent is parent
+            near = now.opening or (now.between is not None and now.between == self._between)
+            led = near and now.n_tokens <= self._small
             both_small = max(now.n_tokens, n_tokens) <= self._small
-            led = now.opening and now.n_tokens <= self._small
-            if now.n_tokens + n_tokens > self._budget or not (siblings or both_small or led):
+            if now.n_tokens + n_tokens > self._budget or not (siblings or led or both_small):
                 self.close()
                 now = self._open
             elif not siblings and not led:
                 parent = None
+        now.between = self._between if not now.leaves or now.between == self._between else None
         now.leaves += leaves
         now.n_tokens += n_tokens
         now.parent = parent
@@ -230,7 +235,7 @@ class _Cutter:
         parent = object()
         for (first, last), n_tokens in zip(ranges, self._counts(ranges), strict=True):
             if n_tokens <= self._budget:
-                self._whole([(first, last, n_tokens)], parent, opening=False)
+                self._whole([(first, last, n_tokens)], parent)
             else:
                 self._enter()
                 self._divide(first, last, after)
@@ -256,7 +261,7 @@ class _Cutter:
                     again += [(first, middle), (middle, last)]
             todo = again
         for piece in sorted(fitting):
-            self._whole([piece], parent, opening=False)
+            self._whole([piece], parent)
 
     def _counts(self, ranges: Sequence[tuple[int, int]]) -> Sequence[int]:
         return self._count([self._document.text[start:end] for start, end in ranges])
