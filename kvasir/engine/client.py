@@ -170,6 +170,34 @@ class EngineClient:
         self.call(lambda: self._engine.verify(damaged.set_result))
         return self.result(damaged)
 
+    def call(self, function: Callable[[], T]) -> T:
+        """What ``function`` gives, called on the engine's thread between two steps. Raises
+        ``EngineStopped`` where that has ended."""
+        result: Future[T] = Future()
+
+        def call() -> None:
+            try:
+                result.set_result(function())
+            except Exception as error:
+                result.set_exception(error)
+
+        with self._wake:
+            if self._ended:
+                raise EngineStopped(self._failure or "the engine has been stopped")
+            self._calls.append(call)
+            self._wake.notify()
+        return self.result(result)
+
+    def result(self, future: Future[T]) -> T:
+        """What ``future`` is given on the engine's thread; raises ``EngineStopped`` where that has
+        ended."""
+        while True:
+            try:
+                return future.result(timeout=1.0)
+            except TimeoutError:
+                if not self._thread.is_alive() and not future.done():
+                    raise EngineStopped("the engine has been stopped") from None
+
     def moves_ended(self) -> None:
         """Moves between tiers have ended: the engine is to look, also where it sleeps."""
         with self._wake:
@@ -239,34 +267,6 @@ class EngineClient:
     def _keyed(self, namespace: bytes, tokens: Sequence[int]) -> KeyedText:
         cache = self._engine.sched.cache
         return keyed(cache.chain(namespace), namespace, tokens, cache.geometry.block_tokens)
-
-    def call(self, function: Callable[[], T]) -> T:
-        """What ``function`` gives, called on the engine's thread between two steps. Raises
-        ``EngineStopped`` where that has ended."""
-        result: Future[T] = Future()
-
-        def call() -> None:
-            try:
-                result.set_result(function())
-            except Exception as error:
-                result.set_exception(error)
-
-        with self._wake:
-            if self._ended:
-                raise EngineStopped(self._failure or "the engine has been stopped")
-            self._calls.append(call)
-            self._wake.notify()
-        return self.result(result)
-
-    def result(self, future: Future[T]) -> T:
-        """What ``future`` is given on the engine's thread; raises ``EngineStopped`` where that has
-        ended."""
-        while True:
-            try:
-                return future.result(timeout=1.0)
-            except TimeoutError:
-                if not self._thread.is_alive() and not future.done():
-                    raise EngineStopped("the engine has been stopped") from None
 
     def _save_rest(self) -> None:
         """Have what is still to be saved saved, for a while: nothing else is done any more."""
