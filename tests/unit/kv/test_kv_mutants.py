@@ -15,6 +15,7 @@ from test_kv_tiers_rare import (
 
 from kvasir.core.realm import Realm
 from kvasir.core.tiers import Tier
+from kvasir.kv.held import Held
 from kvasir.kv.keys import KeyChain
 from kvasir.kv.moves import Moved
 from kvasir.kv.pool import BlockPool
@@ -117,6 +118,11 @@ def evicted_is_kept(patch: Patch) -> None:
     patch.setattr(BlockIndex, "remove", lambda index, extent: None)
 
 
+def holds_are_ignored(patch: Patch) -> None:
+    patch.setattr(Held, "__contains__", lambda held, name: False)
+    patch.setattr(Held, "is_right", lambda held, kept: True)
+
+
 def pins_leak(patch: Patch) -> None:
     def end(restorer: Restorer, restore: Restore) -> None:
         if restore.done and restore in restorer._active:
@@ -144,6 +150,7 @@ def never_coming(patch: Patch) -> None:
         ([evicted_is_kept], run_machine),
         ([evicted_is_kept, unchecked_shelf], run_machine),
         ([pins_leak], run_machine),
+        ([holds_are_ignored], run_machine),
         ([freed_while_loaded], run_leader_goes),
         ([never_coming], run_three_at_once),
     ],

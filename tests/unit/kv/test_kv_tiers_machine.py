@@ -21,6 +21,7 @@ from kvasir.core.costs import StepCosts
 from kvasir.core.realm import namespace_tag
 from kvasir.core.tiers import Tier
 from kvasir.kv.restore import Stage
+from kvasir.kv.text import KeyedText, keyed
 from kvasir.kv.tree import common_length
 from kvasir.sched.virtual import POISON, expected_answer
 from kvasir.tiers.folder import Folder
@@ -160,6 +161,8 @@ class TiersMachine(RuleBasedStateMachine):
 
     def open(self, rates: tuple[float, float]) -> None:
         self.rates = rates
+        self.held: dict[str, Text] = {}  # holds end with the process
+        self.durable: set[str] = set()  # holders whose text was durable once
         folders: dict[Tier, Folder] = {}
         if self.with_host:
             folders[Tier.HOST] = RamFolder(self.cap_bytes)
@@ -197,6 +200,7 @@ class TiersMachine(RuleBasedStateMachine):
         namespace=st.sampled_from(NAMESPACES),
         n=st.sampled_from([1, 1, 1, 2]),
         scored=st.sampled_from([None, None, None, None, 1]),
+        transient=st.sampled_from([False, False, False, True]),
     )
     def submit(
         self,
@@ -207,9 +211,11 @@ class TiersMachine(RuleBasedStateMachine):
         namespace: bytes,
         n: int,
         scored: int | None,
+        transient: bool,
     ) -> None:
         tokens = document[:length] + extra
-        self.ask(tokens, namespace, max_tokens=max_tokens, n=n, prompt_logprobs=scored)
+        asked = {"n": n, "prompt_logprobs": scored, "transient": transient}
+        self.ask(tokens, namespace, max_tokens=max_tokens, **asked)
         self.made.step()
         self.after_each_step()
 
@@ -230,6 +236,51 @@ class TiersMachine(RuleBasedStateMachine):
     def abort(self, which: int) -> None:
         names = sorted(self.made.requests)
         self.made.abort(names[which % len(names)])
+
+    # keeping -------------------------------------------------------------------------------------
+
+    def keyed(self, text: Text) -> KeyedText:
+        namespace, tokens = text
+        return keyed(self.made.cache.chain(namespace), namespace, tokens, BLOCK_TOKENS)
+
+    @rule(
+        holder=st.sampled_from(["h1", "h2"]),
+        document=st.sampled_from(DOCUMENTS),
+        length=st.integers(1, 60),
+        namespace=st.sampled_from(NAMESPACES),
+        read=st.booleans(),
+    )
+    def hold(
+        self, holder: str, document: list[int], length: int, namespace: bytes, read: bool
+    ) -> None:
+        text = namespace, tuple(document[:length])
+        self.made.cache.keeping.hold(holder, [self.keyed(text)])
+        self.held[holder] = text
+        self.durable.discard(holder)
+        if read:
+            self.ask(list(text[1]), namespace, max_tokens=0)
+            self.settle()
+
+    @precondition(lambda self: self.held)
+    @rule(which=st.integers(0, 1), dropped=st.booleans())
+    def let_go(self, which: int, dropped: bool) -> None:
+        holder = sorted(self.held)[which % len(self.held)]
+        text = self.held.pop(holder)
+        self.durable.discard(holder)
+        assert self.made.cache.keeping.let_go(holder)
+        if dropped:
+            self.made.cache.keeping.drop([self.keyed(text)])
+
+    def check_held(self) -> None:
+        """What is held and was durable once is durable, whatever else was asked and stored."""
+        keeping = self.made.cache.keeping
+        for holder, text in self.held.items():
+            found = keeping.residence(self.keyed(text))
+            assert found.held or len(text[1]) < BLOCK_TOKENS
+            if found.durable:
+                self.durable.add(holder)
+            elif holder in self.durable:
+                assert self.damaged, f"{holder} held {text}, and it is gone: {found}"
 
     # time ----------------------------------------------------------------------------------------
 
@@ -290,6 +341,7 @@ class TiersMachine(RuleBasedStateMachine):
         if trouble == "clear":
             whose = data.draw(st.sampled_from([None, *NAMESPACES]))
             tag = None if whose is None else namespace_tag(whose)
+            self.durable.clear()
             self.made.cache.keeping.clear(data.draw(st.sampled_from([None, Tier.DISK])), tag)
         elif trouble == "damage":
             tier = data.draw(st.sampled_from(sorted(self.folders)))
@@ -334,6 +386,7 @@ class TiersMachine(RuleBasedStateMachine):
         poison(made)
         made.cache.check()
         check_stores(made)
+        self.check_held()
 
     @invariant()
     def everything_is_in_order(self) -> None:
