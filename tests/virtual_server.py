@@ -213,8 +213,8 @@ def make_served(
 
 
 @contextlib.contextmanager
-def listening(app: FastAPI, sock: socket.socket) -> Iterator[asyncio.AbstractEventLoop]:
-    """Serve ``app`` on ``sock`` from a thread, as the command line does; gives its loop."""
+def listening(app: FastAPI, *socks: socket.socket) -> Iterator[asyncio.AbstractEventLoop]:
+    """Serve ``app`` on ``socks`` from a thread, as the command line does; gives its loop."""
     server = uvicorn.Server(
         uvicorn.Config(app, http="h11", ws="none", loop="asyncio", log_level="critical")
     )
@@ -222,7 +222,7 @@ def listening(app: FastAPI, sock: socket.socket) -> Iterator[asyncio.AbstractEve
 
     async def serve() -> None:
         loops.append(asyncio.get_running_loop())
-        await server.serve(sockets=[sock])
+        await server.serve(sockets=list(socks))
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),), name="test-http")
     thread.start()

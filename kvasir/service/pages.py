@@ -106,11 +106,12 @@ def _docs(openapi: dict[str, Any]) -> Iterator[str]:
 
 
 def _fields(schemas: dict[str, Any], schema: dict[str, Any]) -> Iterator[str]:
-    """The fields of a body as a table."""
-    name = schema["$ref"].rpartition("/")[2]
-    required = set(schemas[name].get("required", ()))
-    yield f"<details open><summary>{escape(name)}</summary><table>"
-    for field, spec in schemas[name]["properties"].items():
+    """The fields of a body as a table; a body that has none is the thing itself."""
+    name = schema.get("$ref", "").rpartition("/")[2]
+    described = schemas[name] if name else schema
+    required = set(described.get("required", ()))
+    yield f"<details open><summary>{escape(name or 'Body')}</summary><table>"
+    for field, spec in described.get("properties", {}).items():
         mark = " (required)" if field in required else ""
         yield (
             f"<tr><td><code>{escape(field)}</code>{mark}<td>{escape(_kind(spec))}"

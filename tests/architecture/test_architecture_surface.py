@@ -21,7 +21,8 @@ SETTINGS = {
     "model", "alias", "device", "dtype", "attention", "threads", "home", "host", "port",
     "allowed_hosts", "keys", "kv_gib", "block_tokens", "max_window", "max_running", "max_waiting",
     "max_waiting_tokens", "step_budget_ms", "grace_s", "seed", "log_level", "host_gib", "disk_gib",
-    "audit_one_in", "kernels", "weights", "kv_dtype",
+    "audit_one_in", "kernels", "weights", "kv_dtype", "database", "max_file_mib", "max_import_gib",
+    "trusted_signers",
 }  # fmt: skip
 
 ROUTES = {
@@ -37,13 +38,41 @@ ROUTES = {
     ("GET", "/kvasir/cache"),
     ("DELETE", "/kvasir/cache"),
     ("POST", "/kvasir/cache/verify"),
+    ("GET", "/v1/files"),
+    ("POST", "/v1/files"),
+    ("GET", "/v1/files/{file_id}"),
+    ("DELETE", "/v1/files/{file_id}"),
+    ("GET", "/v1/files/{file_id}/content"),
+    ("GET", "/v1/contexts"),
+    ("POST", "/v1/contexts"),
+    ("POST", "/v1/contexts/import"),
+    ("GET", "/v1/contexts/{context_id}"),
+    ("PATCH", "/v1/contexts/{context_id}"),
+    ("POST", "/v1/contexts/{context_id}"),
+    ("DELETE", "/v1/contexts/{context_id}"),
+    ("POST", "/v1/contexts/{context_id}/cancel"),
+    ("POST", "/v1/contexts/{context_id}/fork"),
+    ("POST", "/v1/contexts/{context_id}/ask"),
+    ("POST", "/v1/contexts/{context_id}/search"),
+    ("GET", "/v1/contexts/{context_id}/sections"),
+    ("GET", "/v1/contexts/{context_id}/events"),
+    ("GET", "/v1/contexts/{context_id}/export"),
+    ("GET", "/v1/admin/keys"),
+    ("POST", "/v1/admin/keys"),
+    ("DELETE", "/v1/admin/keys/{key_id}"),
+    ("GET", "/v1/admin/tenants"),
+    ("POST", "/v1/admin/tenants"),
+    ("PATCH", "/v1/admin/tenants/{name}"),
+    ("DELETE", "/v1/admin/tenants/{name}"),
     ("GET", "/docs"),
     ("GET", "/"),
 }
 
 
 def test_commands() -> None:
-    assert set(COMMANDS) == {"serve", "ask", "chat", "pull", "cache", "doctor", "bench"}
+    assert set(COMMANDS) == {
+        "serve", "ask", "chat", "pull", "cache", "keys", "tenants", "doctor", "bench"
+    }  # fmt: skip
 
 
 def test_settings() -> None:

@@ -10,6 +10,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import httpx2
 import pytest
@@ -17,9 +18,8 @@ from virtual_server import listening, make_engine, make_served, world
 
 from kvasir.core.config import Config
 from kvasir.core.errors import EngineStopped
-from kvasir.core.ports import Deliver, Engine, EngineStatus
+from kvasir.core.ports import Engine, EngineStatus
 from kvasir.core.realm import namespace_tag
-from kvasir.core.requests import Request
 from kvasir.core.tiers import KeptRecord, Tier, TierStatus
 from kvasir.service.app import create_app
 
@@ -84,11 +84,8 @@ class Keeping:
         self.threads: set[str] = set()
         self.stopped = False
 
-    def submit(self, request: Request, deliver: Deliver) -> None:
-        self.inner.submit(request, deliver)
-
-    def abort(self, request_id: str) -> None:
-        self.inner.abort(request_id)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
 
     def status(self) -> EngineStatus:
         return dataclasses.replace(
@@ -140,8 +137,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
     url = f"http://127.0.0.1:{tcp.getsockname()[1]}"
     with contextlib.ExitStack() as stack:
         stack.callback(client.stop)
-        stack.enter_context(listening(app, unix))
-        stack.enter_context(listening(app, tcp))
+        stack.enter_context(listening(app, unix, tcp))
         transport = httpx2.HTTPTransport(uds=str(path))
         owner = stack.enter_context(httpx2.Client(transport=transport, base_url="http://localhost"))
         yield Kept(engine, owner, stack.enter_context(httpx2.Client(base_url=url)))
