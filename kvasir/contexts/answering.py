@@ -100,7 +100,7 @@ def answer(
     if not row.sectioned:
         yield from _whole(library, row, definition, question, unwanted)
         return
-    sections = library.catalog.contexts.sections(row.id)
+    sections = library.sections(row)
     ranking = ranker.rank(row, definition, sections, question.text)
     begun = _choose(library, row, sections, ranking, question)
     yield begun
@@ -218,8 +218,8 @@ def _whole(
     unwanted: Callable[[], bool],
 ) -> Iterator[Told]:
     """A context that the model reads at once: one prompt, one answer, and what it quotes."""
-    (section,) = library.catalog.contexts.sections(row.id)
     prompt = prompt_on_whole(library, row, [{"role": "user", "content": question.text}])
+    section, *_ = library.sections(row)
     yield Begun(
         mode="whole",
         why="the context fits the window, so the model sees all of it",

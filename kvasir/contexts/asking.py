@@ -112,7 +112,7 @@ def prompt_on_whole(library: Library, row: ContextRow, asked: Sequence[Message])
                 param="messages",
             )
         tail = tail[len(said) :]
-    context = unpacked(library.catalog.contexts.section_tokens(row.id)[0])
+    context = unpacked(library.tokens(row)[0])
     remembered = (_marker(row), *messages)
     rest = codec.transcripts.encode(
         library.namespace_of(row.tenant), remembered, tail, codec.tokenizer

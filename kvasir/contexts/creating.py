@@ -1,8 +1,10 @@
 """Making contexts: the same content on the same model is one context of a tenant; a fork is another
 that begins with the same text.
 
-Invariant: a row is there only after the definition behind it is durable, and it has its parts from
-the beginning; reading them is somebody else's work (``reading``).
+Invariants: a row is there only after the definition behind it is durable, and it has its parts from
+the beginning; reading them is somebody else's work (``reading``). Whoever creates the same content
+at the same time as another gets the same context, and of several that there is room for one of, one
+is promised it.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from kvasir.catalog.values import ContextRow
+from kvasir.catalog.values import UNFINISHED, ContextRow
 from kvasir.contexts.asking import realm_name
 from kvasir.contexts.definition import Definition
 from kvasir.contexts.library import Library, new_id
 from kvasir.contexts.outline import Outline, outline
 from kvasir.contexts.promise import Forecast, check_room, forecast
-from kvasir.core.errors import NameTaken
+from kvasir.contexts.store import StoreBroken
+from kvasir.core.errors import CatalogUnavailable, NameTaken
 
 Anchor = Literal["created_at", "last_active_at"]
 NO_METADATA: Mapping[str, str] = MappingProxyType({})
@@ -71,24 +74,29 @@ def plan(library: Library, wanted: Wanted) -> Plan:
 
 
 def create(library: Library, wanted: Wanted) -> tuple[ContextRow, bool]:
-    """The context that ``wanted`` describes, and whether it has to be read: it is new, or its
-    reading had ended early and is to go on.
+    """The context that ``wanted`` describes, and whether it has to be read: it is new, or was not
+    read to its end.
 
     Raises ``NoRoom`` where its KV could not be kept as promised, ``NameTaken``, ``RequestError``.
     """
-    planned = plan(library, wanted)
-    _check_name(library, wanted, planned.existing)
-    if planned.existing is not None:
-        return _renewed(library, wanted, planned.existing)
-    if wanted.keep == "kv":
-        check_room(library, planned.forecast.n_bytes)
-    row = _row(library, wanted, planned)
-    library.store.put_definition(row.id, wanted.definition.to_json())
-    try:
-        library.catalog.contexts.add(row, [(part.row, part.ids) for part in planned.outline.parts])
-    except BaseException:
-        library.store.remove_context(row.id)
-        raise
+    planned = plan(library, wanted)  # may take long, so it has no turn
+    contexts = library.catalog.contexts
+    with library.turn:
+        existing = contexts.by_fingerprint(wanted.tenant, planned.fingerprint)
+        _check_name(library, wanted, existing)
+        if existing is not None:
+            return _renewed(library, wanted, existing)
+        if wanted.keep == "kv":
+            check_room(library, planned.forecast.n_bytes)
+        row = _row(library, wanted, planned)
+        library.store.put_definition(row.id, wanted.definition.to_json())
+        try:
+            contexts.add(row, [(part.row, part.ids) for part in planned.outline.parts])
+        except CatalogUnavailable:
+            raise  # it may be listed all the same; if it is not, the next start removes its text
+        except BaseException:
+            library.store.remove_context(row.id)
+            raise
     return row, True
 
 
@@ -122,9 +130,11 @@ def _check_name(library: Library, wanted: Wanted, existing: ContextRow | None) -
 
 def _renewed(library: Library, wanted: Wanted, row: ContextRow) -> tuple[ContextRow, bool]:
     """``row``, which is what is ``wanted`` already, with the new wishes about keeping it."""
-    if wanted.keep == "kv":
+    keep: Literal["kv", "text"] = "kv" if "kv" in (wanted.keep, row.keep) else "text"
+    if keep == "kv":
         check_room(library, row.n_bytes, without=row.id)
-    changes: dict[str, Any] = {"pinned": wanted.pinned or row.pinned, "keep": wanted.keep}
+    _mend(library, wanted, row)
+    changes: dict[str, Any] = {"pinned": wanted.pinned or row.pinned, "keep": keep}
     if wanted.name is not None:
         changes["name"] = wanted.name
     if wanted.expiry is not None:
@@ -132,11 +142,19 @@ def _renewed(library: Library, wanted: Wanted, row: ContextRow) -> tuple[Context
             "expires_anchor": wanted.expiry.anchor,
             "expires_after_s": wanted.expiry.after_s,
         }
-    again = row.status in STOPPED
-    if again:
-        changes |= {"status": "queued", "error": None}
+    if row.status in STOPPED or (row.status == "completed" and keep != row.keep):
+        changes |= {"status": "queued", "error": None, "completed_at": None}
     changed = library.catalog.contexts.update(row.tenant, row.id, **changes)
-    return used(library, changed or row), again
+    row = used(library, changed or row)
+    return row, row.status in UNFINISHED
+
+
+def _mend(library: Library, wanted: Wanted, row: ContextRow) -> None:
+    """Put the text of ``row`` where it belongs, should it have been lost there."""
+    try:
+        library.store.definition(row.id)
+    except StoreBroken:
+        library.store.put_definition(row.id, wanted.definition.to_json())
 
 
 def _row(library: Library, wanted: Wanted, planned: Plan) -> ContextRow:

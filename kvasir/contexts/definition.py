@@ -14,7 +14,7 @@ from typing import Any
 
 from kvasir.contexts.layout import LAYOUT, Message
 from kvasir.core.realm import Realm
-from kvasir.documents.values import Document
+from kvasir.documents.values import Document, check
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,18 +66,33 @@ class Definition:
         try:
             if data["layout"] != LAYOUT:
                 raise ValueError(f"layout {data['layout']!r} is not {LAYOUT}, which is spoken here")
-            return Definition(
-                documents=tuple(Document.from_json(each) for each in data["documents"]),
-                instructions=data["instructions"],
-                turns=_turns(data["turns"]),
-                section_tokens=int(data["section_tokens"]),
-            )
-        except (KeyError, TypeError) as error:
+            documents = tuple(Document.from_json(each) for each in data["documents"])
+            instructions, section_tokens = data["instructions"], data["section_tokens"]
+            turns = _turns(data["turns"])
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"this is not the definition of a context: {error}") from error
+        if not (instructions is None or isinstance(instructions, str)):
+            raise ValueError("its instructions are no text")
+        if type(section_tokens) is not int or section_tokens < 1:
+            raise ValueError("its section_tokens are no number of tokens")
+        for document in documents:
+            check(document)
+        return Definition(
+            documents=documents,
+            instructions=instructions,
+            turns=turns,
+            section_tokens=section_tokens,
+        )
 
 
 def _turns(data: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
-    return tuple({"role": str(t["role"]), "content": str(t["content"])} for t in data)
+    turns = tuple({"role": t["role"], "content": t["content"]} for t in data)
+    roles = [turn["role"] for turn in turns]
+    if not all(isinstance(turn["content"], str) for turn in turns):
+        raise ValueError("a turn is no text")
+    if any(role not in ("user", "assistant") for role in roles) or roles[:1] == ["assistant"]:
+        raise ValueError("its turns are not those of a user and an assistant")
+    return turns
 
 
 def _feed(digest: hashlib._Hash, text: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from kvasir.catalog.values import FileRow
 from kvasir.contexts.library import Library, new_id
-from kvasir.core.errors import RequestError
+from kvasir.core.errors import CatalogUnavailable, RequestError
 from kvasir.documents.extract import extract
 from kvasir.documents.media import media_type_of
 from kvasir.documents.values import Document, Extraction, Unread
@@ -70,10 +70,12 @@ def take_in(library: Library, tenant: str, upload: Upload) -> FileRow:
         created_at=now,
         expires_at=None if upload.expires_after_s is None else now + upload.expires_after_s,
     )
-    library.store.adopt(upload.path, row.id)
     try:
+        library.store.adopt(upload.path, row.id)
         library.store.put_extracted(row.id, to_json(extraction))
         library.catalog.files.add(row)
+    except CatalogUnavailable:
+        raise  # it may be listed all the same; if it is not, the next start removes what it has
     except BaseException:
         library.store.remove_file(row.id)
         raise

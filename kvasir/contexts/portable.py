@@ -13,6 +13,7 @@ whose signer is not trusted is never taken in.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -28,7 +29,7 @@ from kvasir.catalog.values import ContextRow
 from kvasir.contexts.definition import Definition
 from kvasir.contexts.library import Library
 from kvasir.contexts.outline import unpacked
-from kvasir.core.errors import KvasirError, RequestError
+from kvasir.core.errors import KvasirError, NotStored, ParcelRefused, RequestError
 
 MAGIC = b"KVASIRC1"
 _LENGTH_BYTES = 8
@@ -96,13 +97,15 @@ def export(library: Library, row: ContextRow, key: Ed25519PrivateKey) -> Iterato
         yield data
 
     yield MAGIC
-    definition = library.store.definition(row.id)
+    definition = library.definition(row).to_json()
     yield from part(_TEXT, json.dumps(definition, ensure_ascii=True).encode("ascii"))
     namespace = library.namespace_of(row.tenant)
     if row.keep == "kv":
-        for ids in library.catalog.contexts.section_tokens(row.id).values():
-            for parcel in library.engine.parcels(namespace, unpacked(ids)):
-                yield from part(_KV, parcel)
+        for ids in library.tokens(row).values():
+            # what is not kept, or not any more, is read anew by whoever takes the file in
+            with contextlib.suppress(NotStored):
+                for parcel in library.engine.parcels(namespace, unpacked(ids)):
+                    yield from part(_KV, parcel)
     about = {
         "format": 1,
         "name": row.name,
@@ -152,14 +155,19 @@ class PortableFile:
         data = self._part(start, n_bytes, digest)
         try:
             return Definition.from_json(json.loads(data))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadFile(str(error)) from error
 
-    def parcels(self) -> Iterator[bytes]:
-        """The KV, part by part."""
+    def check(self) -> None:
+        """Read all of it once, so that nothing is begun with a file that is damaged further on."""
         for kind, start, n_bytes, digest in self._parts[1:]:
             if kind != _KV:
                 raise BadFile(f"it has a part of the kind {kind!r}")
+            self._part(start, n_bytes, digest)
+
+    def parcels(self) -> Iterator[bytes]:
+        """The KV, part by part."""
+        for _, start, n_bytes, digest in self._parts[1:]:
             yield self._part(start, n_bytes, digest)
 
     def _part(self, start: int, n_bytes: int, digest: str) -> bytes:
@@ -202,7 +210,7 @@ class PortableFile:
         for part in parts if isinstance(parts, list) else ():
             try:
                 kind, n_bytes, digest = str(part["kind"]), int(part["bytes"]), str(part["sha256"])
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise BadFile("its manifest names a part without kind, size or digest") from error
             most = _MOST_TEXT_BYTES if kind == _TEXT else _MOST_PARCEL_BYTES
             if not 0 <= n_bytes <= min(most, self._end - at - _LENGTH_BYTES):
@@ -230,15 +238,15 @@ def take_kv(
     for parcel in file.parcels():
         try:
             tokens += library.engine.accept(namespace, parcel)
-        except RequestError:
-            return tokens  # of another realm, and so are the others
+        except (ParcelRefused, NotStored):
+            return tokens  # of another realm, or there is no room, which goes for the others too
     return tokens
 
 
 def _parsed(manifest: bytes) -> dict[str, Any]:
     try:
         data = json.loads(manifest)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadFile("its manifest is not JSON") from error
     if not isinstance(data, dict):
         raise BadFile("its manifest is not an object")

@@ -7,20 +7,23 @@ takes no more than two places in the engine, whose fair shares keep it from hold
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 
-from kvasir.catalog.values import ContextRow, SectionRow
+from kvasir.catalog.values import UNFINISHED, ContextRow, SectionRow
 from kvasir.contexts import summaries
 from kvasir.contexts.batch import Cancelled, Done, run_all
 from kvasir.contexts.library import Library
 from kvasir.contexts.outline import unpacked
 from kvasir.contexts.progress import Progress, tell, tell_last
 from kvasir.contexts.promise import disk
-from kvasir.core.errors import EngineStopped, KvasirError
+from kvasir.core.errors import CatalogUnavailable, EngineStopped, KvasirError
 from kvasir.core.requests import Request
 
 log = logging.getLogger(__name__)
@@ -29,6 +32,24 @@ _READERS = 4  # contexts that are read concurrently
 _WIDTH = 2  # parts of one that are with the engine: one is computed while one is saved
 _SETTLE_S = 60.0  # how long what was computed may take to be durable
 _LOOK_S = 0.02
+_FAULT = "The server failed while reading it; its log says why."
+_ATTEMPTS = 3  # at having a part computed and saved
+
+
+class StillReading(KvasirError):
+    """The reading of a context did not end in time."""
+
+
+@dataclass(slots=True, eq=False)
+class _Reading:
+    """Of one context, from being queued to its end."""
+
+    row: ContextRow
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    begun: bool = False
+    ending: bool = False  # how it ended is being noted
+    again: ContextRow | None = None  # somebody wants it read, who came after it was cancelled
+    progress: Progress | None = None
 
 
 class Reader:
@@ -37,9 +58,8 @@ class Reader:
     def __init__(self, library: Library) -> None:
         self._library = library
         self._threads = ThreadPoolExecutor(_READERS, thread_name_prefix="kvasir-reader")
-        self._lock = threading.Lock()
-        self._cancelled: dict[str, threading.Event] = {}  # by context, while queued or read
-        self._progress: dict[str, Progress] = {}
+        self._changed = threading.Condition()
+        self._readings: dict[str, _Reading] = {}  # by context
         self._closing = threading.Event()
 
     def resume(self) -> None:
@@ -48,36 +68,54 @@ class Reader:
             self.take(row)
 
     def take(self, row: ContextRow) -> None:
-        """Read ``row`` as soon as a thread is free; one that is being read already is left."""
-        with self._lock:
-            if row.id in self._cancelled or self._closing.is_set():
+        """Read ``row`` as soon as a thread is free. One that is being read already is left, unless
+        that is about to end early: then it is read on afterwards."""
+        with self._changed:
+            if self._closing.is_set():
                 return
-            self._cancelled[row.id] = threading.Event()
-        self._threads.submit(self._run, row)
+            known = self._readings.get(row.id)
+            if known is None:
+                known = self._readings[row.id] = _Reading(row)
+                self._threads.submit(self._run, known)
+            elif known.cancelled.is_set() or known.ending:
+                known.again = row
 
     def cancel(self, context_id: str) -> bool:
         """End the reading of a context and keep what was read; False where it is not read now."""
-        with self._lock:
-            event = self._cancelled.get(context_id)
-        if event is None:
-            return False
-        event.set()
+        with self._changed:
+            reading = self._readings.get(context_id)
+            if reading is None:
+                return False
+            reading.cancelled.set()
+            reading.again = None
+            if reading.begun:
+                return True
+            del self._readings[context_id]  # no thread has come to it yet
+            self._changed.notify_all()
+        self._note_end(reading, "cancelled", None)
         return True
 
-    def wait_until_ended(self, context_id: str, timeout_s: float) -> bool:
-        """Wait until nobody reads a context; False where that takes longer."""
-        until_s = time.monotonic() + timeout_s
-        while time.monotonic() < until_s:
-            with self._lock:
-                if context_id not in self._cancelled:
-                    return True
-            time.sleep(_LOOK_S)
-        return False
+    @contextlib.contextmanager
+    def stopped(self, row: ContextRow, timeout_s: float) -> Iterator[None]:
+        """Nobody reads ``row`` while the block runs: a reading is ended before, and one that is
+        asked for meanwhile begins after it. Raises ``StillReading`` where that takes longer."""
+        blocker = _Reading(row, begun=True)
+        blocker.cancelled.set()
+        self.cancel(row.id)
+        with self._changed:
+            if not self._changed.wait_for(lambda: row.id not in self._readings, timeout_s):
+                raise StillReading("It is still being read: a step of the engine takes long.")
+            self._readings[row.id] = blocker
+        try:
+            yield
+        finally:
+            self._leave(blocker)
 
     def progress(self, context_id: str) -> Progress | None:
         """How far a context that is being read is; None where it is not."""
-        with self._lock:
-            return self._progress.get(context_id)
+        with self._changed:
+            reading = self._readings.get(context_id)
+            return reading.progress if reading is not None else None
 
     def eta_s(self, context_id: str) -> float | None:
         """Predicted seconds until a context is read; None where nobody knows."""
@@ -87,54 +125,84 @@ class Reader:
 
     def close(self) -> None:
         """End what runs, as a crash would but tidily: it goes on at the next start."""
-        self._closing.set()
+        with self._changed:
+            self._closing.set()
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     # inside --------------------------------------------------------------------------------------
 
-    def _run(self, row: ContextRow) -> None:
-        cancelled = self._cancelled[row.id]
+    def _run(self, reading: _Reading) -> None:
+        row = reading.row
+        with self._changed:
+            if self._readings.get(row.id) is not reading:
+                return  # cancelled while it was queued
+            reading.begun = True
         try:
-            self._read(row, cancelled)
+            self._read(reading)
         except Cancelled:
             if not self._closing.is_set():
-                self._end(row, "cancelled", None)
+                self._note_end(reading, "cancelled", None)
         except EngineStopped:
             log.info("reading of %s goes on at the next start", row.id)
         except KvasirError as error:
-            self._end(row, "failed", str(error))
+            self._note_end(reading, "failed", str(error))
         except Exception:
             log.exception("reading %s failed", row.id)
-            self._end(row, "failed", "The server failed while reading it; its log says why.")
+            self._note_end(
+                reading, "failed", _FAULT
+            )
         finally:
-            with self._lock:
-                self._cancelled.pop(row.id, None)
-                self._progress.pop(row.id, None)
+            self._leave(reading)
 
-    def _read(self, row: ContextRow, cancelled: threading.Event) -> None:
+    def _leave(self, reading: _Reading) -> None:
+        """Nobody reads the context any more; somebody else may."""
+        with self._changed:
+            del self._readings[reading.row.id]
+            again = reading.again
+            self._changed.notify_all()
+        if again is not None and not self._closing.is_set():
+            contexts = self._library.catalog.contexts
+            with self._library.turn:
+                row = contexts.get(again.tenant, again.id)
+                if row is not None and row.status in ("cancelled", "failed"):
+                    row = contexts.update(row.tenant, row.id, status="queued", error=None)
+            if row is not None:
+                self.take(row)
+
+    def _begin(self, reading: _Reading) -> ContextRow | None:
+        """The context as it is now; None where nothing of it is to be read."""
+        contexts, known = self._library.catalog.contexts, reading.row
+        with self._library.turn:  # what is to be kept of it does not change meanwhile
+            row = contexts.get(known.tenant, known.id)
+            if row is None or row.status not in UNFINISHED:
+                return None
+            if row.keep == "text":
+                self._note_end(reading, "completed", None)
+                return None
+            return contexts.update(row.tenant, row.id, status="in_progress")
+
+    def _read(self, reading: _Reading) -> None:
+        row = self._begin(reading)
+        if row is None:
+            return
         library, contexts = self._library, self._library.catalog.contexts
-        if contexts.get(row.tenant, row.id) is None:
-            return  # deleted while it was queued
         sections = contexts.sections(row.id)
         progress = Progress(library, row, sum(s.n_tokens for s in sections if s.read))
-        with self._lock:
-            self._progress[row.id] = progress
-        contexts.update(row.tenant, row.id, status="in_progress")
+        reading.progress = progress
         tell(library, row.id, "context.in_progress", progress.snapshot())
         began_s = time.monotonic()
 
         def unwanted() -> bool:
-            return cancelled.is_set() or self._closing.is_set()
+            return reading.cancelled.is_set() or self._closing.is_set()
 
         try:
-            if row.keep == "kv":
-                self._read_parts(row, sections, progress, unwanted)
+            self._read_parts(row, sections, progress, unwanted)
         finally:
             read_s = time.monotonic() - began_s
             contexts.update(row.tenant, row.id, read_s=row.read_s + read_s)
-        if row.definition.get("summaries") and row.keep == "kv":
+        if row.definition.get("summaries"):
             summaries.make(library, row, unwanted)
-        self._end(row, "completed", None)
+        self._note_end(reading, "completed", None)
 
     def _read_parts(
         self,
@@ -147,6 +215,8 @@ class Reader:
         namespace = library.namespace_of(row.tenant)
         ids = library.catalog.contexts.section_tokens(row.id)
         hold(library, row, namespace, ids)
+        # what a reading before this one has aborted may still be known to the engine
+        stamp = secrets.token_hex(4)
         left = {section.index: section for section in sections if not section.read}
         asked: dict[str, SectionRow] = {}
 
@@ -160,7 +230,7 @@ class Reader:
                     progress.finish_part("", section.n_tokens)
                     continue
                 request = Request(
-                    id=f"read-{row.id}-{section.index}",
+                    id=f"read-{row.id}-{stamp}-{section.index}",
                     namespace=namespace,
                     tokens=tokens,
                     max_tokens=0,
@@ -193,27 +263,45 @@ class Reader:
             progress.finish_part(done.request.id, section.n_tokens)
 
     def _settle(self, done: Done, unwanted: summaries.Unwanted) -> None:
-        """Wait until what was computed is durable, where there is a tier that lasts."""
+        """Wait until what was computed is durable, where there is a tier that lasts. What gave way
+        to others before it was saved is computed again."""
         library, request = self._library, done.request
         until_s = time.monotonic() + _SETTLE_S
-        while disk(library) is not None and not kept(library, request.namespace, request.tokens):
-            if unwanted():
-                raise Cancelled
-            if time.monotonic() > until_s:
-                raise KvasirError(
-                    "What was computed could not be kept on disk within a minute. `kvasir cache "
-                    "size` and the server's log say how storage is doing; create it again to go on"
-                )
-            time.sleep(_LOOK_S)
-
-    def _end(self, row: ContextRow, status: str, error: str | None) -> None:
-        library, now = self._library, self._library.now()
-        completed_at = now if status == "completed" else None
-        library.catalog.contexts.update(
-            row.tenant, row.id, status=status, error=error, completed_at=completed_at
+        for attempt in range(1, _ATTEMPTS + 1):
+            while disk(library) is not None and time.monotonic() < until_s:
+                where = library.engine.residence(request.namespace, request.tokens)
+                if where.durable:
+                    return
+                if not where.saving:
+                    break
+                if unwanted():
+                    raise Cancelled
+                time.sleep(_LOOK_S)
+            if disk(library) is None:
+                return
+            again = replace(request, id=f"{request.id}-{attempt}")
+            for _ in run_all(library.engine, [again], width=1, cancelled=unwanted):
+                pass
+        raise KvasirError(
+            "What was computed could not be kept on disk. `kvasir cache size` and the server's log "
+            "say how storage is doing; create it again to go on."
         )
-        data = {"status": status, "error": error}
-        tell_last(library, row.id, f"context.{status}", data)
+
+    def _note_end(self, reading: _Reading, status: str, error: str | None) -> None:
+        """Note how a reading ended, where everybody looks."""
+        with self._changed:
+            reading.ending = True
+        library, row, now = self._library, reading.row, self._library.now()
+        completed_at = now if status == "completed" else None
+        try:
+            library.catalog.contexts.update(
+                row.tenant, row.id, status=status, error=error, completed_at=completed_at
+            )
+            data = {"status": status, "error": error}
+            tell_last(library, row.id, f"context.{status}", data)
+        except CatalogUnavailable:
+            # it stays as one that is read; to create or cancel it, or the next start, goes on
+            log.exception("how the reading of %s ended could not be noted", row.id)
 
 
 def hold(library: Library, row: ContextRow, namespace: bytes, ids: dict[int, bytes]) -> None:

@@ -7,6 +7,7 @@ some, can be asked all the same.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -77,7 +78,8 @@ def _of_sections(library: Library, row: ContextRow, unwanted: Unwanted) -> None:
         return
     ids = contexts.section_tokens(row.id)
     tail = tail_ids(library, row, _OF_SECTION)
-    by_id = {f"sum-{row.id}-{section.index}": section for section in missing}
+    stamp = secrets.token_hex(4)  # what was aborted before may still be known to the engine
+    by_id = {f"sum-{row.id}-{stamp}-{section.index}": section for section in missing}
 
     def requests() -> Iterator[Request]:
         for request_id, section in by_id.items():
@@ -86,9 +88,10 @@ def _of_sections(library: Library, row: ContextRow, unwanted: Unwanted) -> None:
             )
 
     for done in run_all(library.engine, requests(), width=_WIDTH, cancelled=unwanted):
-        text = "" if done.problem else library.codec.tokenizer.decode(done.tokens)
-        index = by_id[done.request.id].index
-        contexts.set_summary(row.id, index, " ".join(text.split()))
+        if done.problem:
+            continue  # it has none then, which is no reason to fail
+        text = library.codec.tokenizer.decode(done.tokens)
+        contexts.set_summary(row.id, by_id[done.request.id].index, " ".join(text.split()))
 
 
 def _branches(
@@ -134,7 +137,7 @@ def _summary(
             question = _OF_SEVERAL.format(title=title, parts="\n".join(f"- {p}" for p in group))
             request = _request(
                 library,
-                f"sum-{row.id}-{title[:40]}-{len(parts)}-{number}",
+                f"sum-{row.id}-{secrets.token_hex(4)}-{len(parts)}-{number}",
                 library.namespace_of(row.tenant),
                 plain_ids(library, question),
                 _MAX_TOKENS,

@@ -61,7 +61,7 @@ def sweep(
 ) -> Iterator[SectionAnswer]:
     """The answers of ``sections`` as they come. Raises ``Cancelled`` once ``unwanted`` says so."""
     namespace = library.namespace_of(row.tenant)
-    ids = library.catalog.contexts.section_tokens(row.id)
+    ids = library.tokens(row)
     tail = tail_ids(library, row, _QUESTION.format(question=question))
     stamp = f"{time.time_ns():x}"
     by_id = {f"ask-{row.id}-{stamp}-{s.index}": s for s in sections}
@@ -77,8 +77,25 @@ def sweep(
                 transient=True,
             )
 
-    for done in run_all(library.engine, requests(), width=SWEEP_WIDTH, cancelled=unwanted):
+    enough = _one_line(library)
+    for done in run_all(
+        library.engine, requests(), width=SWEEP_WIDTH, cancelled=unwanted, enough=enough
+    ):
         yield _judged(library, definition, by_id[done.request.id], done)
+
+
+def _one_line(library: Library) -> Callable[[Sequence[int]], bool]:
+    """Ends an answer behind its first line: what is asked for is one sentence. A model that thinks
+    aloud first is let think."""
+    tokenizer = library.codec.tokenizer
+
+    def enough(tokens: Sequence[int]) -> bool:
+        if b"\n" not in tokenizer.token_bytes(tokens[-1]):
+            return False
+        said = tokenizer.decode(tokens).lstrip()
+        return "\n" in said and not (said.startswith("<think>") and "</think>" not in said)
+
+    return enough
 
 
 def _judged(

@@ -126,9 +126,8 @@ def _remove(desk: Desk, identity: Identity, name: str) -> RemovedReply:
     library, catalog = desk.library, desk.served.catalog
     while contexts := catalog.contexts.list(name, limit=_PAGE):
         for context in contexts:
-            desk.reader.cancel(context.id)
-            desk.reader.wait_until_ended(context.id, _ENDS_WITHIN_S)
-            keeping.delete(library, context)
+            with desk.reader.stopped(context, _ENDS_WITHIN_S):
+                keeping.delete(library, context)
     while files := catalog.files.list(name, limit=_PAGE):
         for file in files:
             filing.remove(library, file)

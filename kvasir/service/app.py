@@ -66,7 +66,7 @@ def create_app(served: Served, config: Config, *, limits: Limits = DEFAULT_LIMIT
         namespace_of=identity.namespace_of,
     )
     reader = Reader(library)
-    keeper = Keeper(library, reader.cancel)
+    keeper = Keeper(library, reader.stopped)
     desk = Desk(
         served=served,
         library=library,

@@ -63,7 +63,7 @@ async def asked_context(desk: Desk, request: Request, body: GenerationFields) ->
 
 def ids_of(desk: Desk, row: ContextRow) -> list[int]:
     """The token ids of a context that is one part."""
-    return unpacked(desk.library.catalog.contexts.section_tokens(row.id)[0])
+    return unpacked(desk.library.tokens(row)[0])
 
 
 async def answer_in_sections(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from kvasir.catalog.values import ContextRow
+from kvasir.catalog.values import UNFINISHED, ContextRow
 from kvasir.contexts import creating, keeping
 from kvasir.contexts.creating import Wanted
 from kvasir.contexts.promise import NoRoom, check_room
+from kvasir.contexts.reading import StillReading
 from kvasir.service import unsupported
 from kvasir.service.contexts.bodies import ContextPatch, ContextRequest, ForkRequest
 from kvasir.service.contexts.events import stream_of
@@ -239,27 +241,39 @@ class Shelf:
         if body.expiry is not None:
             changes["expires_anchor"] = body.expiry.anchor
             changes["expires_after_s"] = body.expiry.after_s
-        changed = self._library.catalog.contexts.update(row.tenant, row.id, **changes) or row
-        return creating.used(self._library, changed)
+        with self._library.turn:
+            changed = self._library.catalog.contexts.update(row.tenant, row.id, **changes)
+            if changed is None:
+                return self._library.find(row.tenant, row.id)  # says that it is not there
+            return creating.used(self._library, changed)
 
     def cancel(self, row: ContextRow) -> ContextRow:
         """End the reading of ``row``."""
-        self._stop(row)
-        return self._library.find(row.tenant, row.id)
+        with self._stopped(row), self._library.turn:
+            row = self._library.find(row.tenant, row.id)
+            if row.status in UNFINISHED:  # though nobody reads it
+                contexts = self._library.catalog.contexts
+                row = contexts.update(row.tenant, row.id, status="cancelled") or row
+            return row
 
     def delete(self, row: ContextRow) -> None:
         """Forget ``row``, after its reading has ended."""
-        self._stop(row)
-        keeping.delete(self._library, row)
+        with self._stopped(row):
+            keeping.delete(self._library, row)
 
-    def _stop(self, row: ContextRow) -> None:
-        if self._reader.cancel(row.id) and not self._reader.wait_until_ended(row.id, _CANCEL_S):
+    @contextlib.contextmanager
+    def _stopped(self, row: ContextRow) -> Iterator[None]:
+        """Nobody reads ``row`` while the block runs."""
+        try:
+            with self._reader.stopped(row, _CANCEL_S):
+                yield
+        except StillReading as error:
             raise ApiError(
                 409,
-                "It is still being read: a step of the engine takes long. Try again in a moment.",
+                f"{error} Try again in a moment.",
                 code="context_busy",
                 headers=retry_after(_CANCEL_S),
-            )
+            ) from error
 
 
 def _json(reply: Reply) -> Response:

@@ -63,6 +63,7 @@ def _take_in(desk: Desk, tenant: str, path: Any) -> ContextRow:
     library = desk.library
     with PortableFile(path) as file:
         definition = file.definition()
+        file.check()
         wanted = Wanted(
             tenant=tenant,
             definition=definition,
@@ -73,8 +74,10 @@ def _take_in(desk: Desk, tenant: str, path: Any) -> ContextRow:
         )
         row, unread = creating.create(library, wanted)
         if unread:
-            portable.take_kv(library, tenant, file, desk.trusts)
-            desk.reader.take(row)
+            try:
+                portable.take_kv(library, tenant, file, desk.trusts)
+            finally:
+                desk.reader.take(row)  # what did not come is computed
     return row
 
 
