@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from kvasir.core.errors import EngineStopped
@@ -30,6 +30,7 @@ _LOOK_S = 0.1  # how often a caller that waits is asked whether it still wants t
 _RETRY_S = 0.5  # where a refusal names no time
 
 OnProgress = Callable[[str, int], None]  # request id, tokens of its prompt that are read
+Enough = Callable[[Sequence[int]], bool]  # whether an answer of these ids needs no further one
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +55,14 @@ def run_all(
     width: int,
     cancelled: Callable[[], bool] = lambda: False,
     on_progress: OnProgress = lambda _id, _tokens: None,
+    enough: Enough = lambda _tokens: False,
 ) -> Iterator[Done]:
     """The results of ``requests``, each of one choice, in the order in which they end; at most
-    ``width`` of them are with the engine at a time.
+    ``width`` of them are with the engine at a time. An answer of which there is ``enough`` ends.
 
     Raises ``Cancelled`` soon after ``cancelled`` says so, ``EngineStopped`` when the engine ends.
     """
-    batch = _Batch(engine, iter(requests), width)
+    batch = _Batch(engine, iter(requests), width, enough)
     try:
         while batch.fill():
             if cancelled():
@@ -75,8 +77,12 @@ def run_all(
 class _Batch:
     """What is with the engine, and what has to be handed to it again."""
 
-    def __init__(self, engine: Engine, requests: Iterator[Request], width: int) -> None:
+    def __init__(
+        self, engine: Engine, requests: Iterator[Request], width: int, enough: Enough
+    ) -> None:
         self._engine = engine
+        self._enough = enough
+        self._ended: set[str] = set()  # by us, because enough was there
         self._requests = requests
         self._width = width
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -109,15 +115,19 @@ class _Batch:
             return None
         request, tokens = known
         match event:
-            case Token():
+            case Token() if request.id not in self._ended:
                 tokens.append(event.token)
+                if self._enough(tokens):
+                    self._ended.add(request.id)
+                    self._engine.abort(request.id)
             case Progress():
                 on_progress(request.id, event.processed_tokens)
             case Refused():
                 return self._refused(request, event)
             case Finished():
                 del self._running[request.id]
-                return Done(request, tuple(tokens), event.usage, _problem(event))
+                problem = "" if request.id in self._ended else _problem(event)
+                return Done(request, tuple(tokens), event.usage, problem)
         return None
 
     def abort(self) -> None:

@@ -39,13 +39,15 @@ def place(definition: Definition, section: SectionRow) -> list[tuple[int, int, i
 
 
 def citations_in(definition: Definition, section: SectionRow, answer: str) -> tuple[Citation, ...]:
-    """What ``answer``, given on ``section``, quotes; each quote is looked for in that section."""
+    """What ``answer``, given on ``section``, quotes; each quote is looked for in that section. An
+    answer that quotes nothing verbatim between marks is looked for line by line."""
     found: list[Citation] = []
     indexes = [
         (number, start, QuoteIndex(definition.documents[number].text[start:end]))
         for number, start, end in place(definition, section)
     ]
-    for quote in extract_quotes(answer):
+    quotes = extract_quotes(answer) or tuple(filter(None, map(str.strip, answer.splitlines())))[:3]
+    for quote in quotes:
         passage = _verified(definition, section, quote, indexes)
         found.append(passage or _unverified(definition, section, quote))
     return tuple(found)

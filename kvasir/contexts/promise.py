@@ -69,7 +69,9 @@ def forecast_of(library: Library, lengths: list[int]) -> Forecast:
     load_s = n_bytes / tier.read_bytes_per_s if tier and tier.read_bytes_per_s else 0.0
     read_s = sum(costs.prefill_s(length, 0) for length in lengths)
     ask_s = sum(costs.prefill_s(QUESTION_TOKENS, length) for length in lengths)
-    decode_s = sum(_decode_s(library, length) for length in lengths) * ANSWER_TOKENS
+    # every step has a cost of its own, which the answers that are generated together share
+    shared_s = costs.coefficients[0] / SWEEP_WIDTH
+    decode_s = sum(shared_s + costs.decode_s(length) for length in lengths) * ANSWER_TOKENS
     return Forecast(
         tokens=sum(lengths),
         n_parts=len(lengths),
@@ -78,14 +80,6 @@ def forecast_of(library: Library, lengths: list[int]) -> Forecast:
         load_s=load_s,
         sweep_s=load_s + ask_s + decode_s,
     )
-
-
-def _decode_s(library: Library, length: int) -> float:
-    """One token of one answer among ``SWEEP_WIDTH`` together: a step's own cost is shared."""
-    costs = library.costs()
-    alone_s = costs.decode_s(length)
-    step_s = costs.coefficients[0]
-    return alone_s - step_s + step_s / SWEEP_WIDTH
 
 
 def disk(library: Library) -> TierStatus | None:
