@@ -11,37 +11,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from kvasir.catalog.values import ContextRow, SectionRow
 from kvasir.contexts.asking import prompt_on_whole
 from kvasir.contexts.batch import run_all
+from kvasir.contexts.choosing import Mode, Question, choose
 from kvasir.contexts.citations import Citation, citations_in
 from kvasir.contexts.definition import Definition
 from kvasir.contexts.focus import RankedSection, Ranker
 from kvasir.contexts.joining import MAX_TOKENS, join
 from kvasir.contexts.library import Library
 from kvasir.contexts.miss_rates import MissRate, measured
-from kvasir.contexts.promise import forecast_of
 from kvasir.contexts.sweep import SectionAnswer, sweep
 from kvasir.core.errors import KvasirError
 from kvasir.core.requests import Request
 from kvasir.core.tiers import Tier
-
-Mode = Literal["whole", "sweep", "focus"]
-Wish = Literal["auto", "sweep", "focus"]
-
-_PATIENCE_S = 60.0  # a sweep that is predicted to take longer is not chosen by itself
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """What is asked, and how."""
-
-    text: str
-    wish: Wish = "auto"
-    n_sections: int = 4  # that a focused question is put to
-    n_passages: int = 20  # that the answer comes with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,11 +86,19 @@ def answer(
         return
     sections = library.sections(row)
     ranking = ranker.rank(row, definition, sections, question.text)
-    begun = _choose(library, row, sections, ranking, question)
-    yield begun
+    choice = choose(library, row, sections, ranking, question)
+    yield Begun(
+        mode=choice.mode,
+        why=choice.why,
+        predicted_s=choice.predicted_s,
+        sections=choice.sections,
+        n_sections=len(sections),
+        ranking=ranking if choice.mode == "focus" else (),
+        miss_rate=measured(library.card.realm, choice.mode),
+    )
     began_s = time.monotonic()
     told: list[SectionAnswer] = []
-    for each in sweep(library, row, definition, begun.sections, question.text, unwanted=unwanted):
+    for each in sweep(library, row, definition, choice.sections, question.text, unwanted=unwanted):
         told.append(each)
         yield each
     ask_s = time.monotonic() - began_s
@@ -115,48 +107,6 @@ def answer(
     began_s = time.monotonic()
     text = join(library, row, question.text, passages, unwanted=unwanted)
     yield _answered(told, passages, text, question, ask_s, time.monotonic() - began_s)
-
-
-def _choose(
-    library: Library,
-    row: ContextRow,
-    sections: Sequence[SectionRow],
-    ranking: Sequence[RankedSection],
-    question: Question,
-) -> Begun:
-    """Which sections are asked, and why."""
-    lengths = [section.n_tokens for section in sections]
-    all_s = forecast_of(library, lengths).sweep_s
-    if row.keep == "text":  # nothing is kept, so all of it would be read
-        all_s += forecast_of(library, lengths).read_s
-    mode: Mode = question.wish if question.wish != "auto" else "focus"
-    if question.wish == "auto" and all_s <= _PATIENCE_S:
-        mode = "sweep"
-    if mode == "sweep":
-        why = (
-            f"all {len(sections)} sections are asked: predicted {all_s:.1f} s"
-            if question.wish == "auto"
-            else f"all {len(sections)} sections are asked, as was wished"
-        )
-        chosen = tuple(sections)
-    else:
-        chosen = tuple(each.section for each in ranking[: question.n_sections])
-        why = (
-            f"asking all {len(sections)} sections is predicted to take {all_s:.0f} s, so the "
-            f"{len(chosen)} likeliest are asked; mode sweep asks all"
-            if question.wish == "auto"
-            else f"the {len(chosen)} likeliest of {len(sections)} sections are asked, as was wished"
-        )
-    asked = forecast_of(library, [section.n_tokens for section in chosen])
-    return Begun(
-        mode=mode,
-        why=why,
-        predicted_s=asked.sweep_s + (asked.read_s if row.keep == "text" else 0.0),
-        sections=chosen,
-        n_sections=len(sections),
-        ranking=tuple(ranking) if mode == "focus" else (),
-        miss_rate=measured(library.card.realm, mode),
-    )
 
 
 def _best_first(told: Sequence[SectionAnswer], ranking: Sequence[RankedSection]) -> list[Citation]:

@@ -12,8 +12,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from kvasir.catalog.values import ContextRow
-from kvasir.contexts.answering import Question, Told, answer
+from kvasir.contexts.answering import Told, answer
 from kvasir.contexts.asking import check_usable
+from kvasir.contexts.choosing import Question
 from kvasir.core.errors import KvasirError
 from kvasir.service import unsupported
 from kvasir.service.contexts.answers import (
@@ -69,6 +70,7 @@ def routes(desk: Desk) -> APIRouter:
             wish=body.mode,
             n_sections=body.sections,
             n_passages=body.max_passages,
+            only=tuple(dict.fromkeys(body.only_sections)),
         )
         writer = AnswerWriter(row)
         gone = threading.Event()

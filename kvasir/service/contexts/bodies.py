@@ -170,6 +170,9 @@ class AskRequest(Body):
     sections: Annotated[Whole, Field(ge=1, le=64)] = Field(
         default=4, description="How many sections a focused question is put to."
     )
+    only_sections: Annotated[list[Annotated[Whole, Field(ge=0)]], Field(max_length=10_000)] = Field(
+        default_factory=list, description="Ask these sections and no others."
+    )
     max_passages: Annotated[Whole, Field(ge=1, le=1000)] = Field(
         default=20, description="How many passages the reply has; all found sections are listed."
     )

@@ -15,8 +15,9 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from kvasir.catalog.values import ContextRow
-from kvasir.contexts.answering import Answered, Question, Told, answer
+from kvasir.contexts.answering import Answered, Told, answer
 from kvasir.contexts.asking import check_usable
+from kvasir.contexts.choosing import Question
 from kvasir.contexts.outline import unpacked
 from kvasir.service.contexts.answers import AnswerReply, AnswerWriter
 from kvasir.service.contexts.telling import told_to
