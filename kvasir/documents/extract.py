@@ -57,8 +57,9 @@ def extract(
 
     Raises ``UnsupportedFile`` (its format gives no text), ``UnreadableFile`` (nothing of it can be
     read), ``OSError`` where ``path`` cannot be opened, and what ``progress`` raises. Takes at most
-    ``limits.wall_s`` seconds. May be called in threads.
+    ``limits.wall_s`` seconds and the start of an interpreter. May be called in threads.
     """
+    name = name.encode("utf-8", "replace").decode("utf-8")  # what follows encodes it again
     deadline_s = time.monotonic() + limits.wall_s
     skip: dict[Unit, str] = {}
     with path.open("rb") as source:

@@ -54,6 +54,12 @@ def test_a_file_is_read_under_the_name_it_was_sent_with(text_file: Path) -> None
     assert told == [(0, 1), (1, 1)]
 
 
+@pytest.mark.parametrize("name", ["", "..", "/", "a\ud800.txt", "x" * 5000, "C:\\a.txt"])
+def test_any_name_is_a_name(text_file: Path, name: str) -> None:
+    (document,) = extract(text_file, name, LIMITS).documents
+    assert document.name == name.replace("\ud800", "?")
+
+
 def test_progress_counts_pages_or_members(tmp_path: Path) -> None:
     path = tmp_path / "f"
     pages = [page_text([f"p{n}"]) for n in range(4)]
@@ -188,7 +194,7 @@ LIES = [
     "send(b'R', 7)",
     "sys.stdout.buffer.write(b'D' + (2**62).to_bytes(8, 'little'))",
     "sys.stdout.buffer.write(b'T' + (2**62).to_bytes(8, 'little'))",
-    "send(b'T', b'x' * (17 * 2**20))",
+    "document('x' * (17 * 2**20)); send(b'E', [])",
     "sys.stdout.buffer.write(b'T')",
     "pass",
     "while True: send(b'P', [0, 0, 0, 1] + [0] * 10**6)",
@@ -235,7 +241,8 @@ def test_the_child_is_limited_and_knows_nothing_of_the_server(
         "    kinds = (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE,\n"
         "             resource.RLIMIT_CORE)\n"
         "    fds = len(os.listdir('/proc/self/fd')) - 1\n"
-        "    text = repr(([resource.getrlimit(k)[1] for k in kinds], sorted(os.environ), fds))\n"
+        "    text = repr(([resource.getrlimit(k)[1] for k in kinds], sorted(os.environ),\n"
+        "                 os.getsid(0) == os.getpid(), fds))\n"
         "    return Extraction((Document(name=name, media_type='text/plain', text=text,\n"
         "                                pages=(Page(0, '1', 0, len(text)),)),))\n"
         "reading.read = read\n"
@@ -246,7 +253,7 @@ def test_the_child_is_limited_and_knows_nothing_of_the_server(
         (document,) = extract(text_file, "a.txt", LIMITS).documents
     assert document.text.startswith(f"([{LIMITS.memory_bytes}, 20, 0, 0], ")
     assert "KVASIR_SECRET" not in document.text
-    assert document.text.endswith(", 4)")  # standard streams and the file
+    assert document.text.endswith(", True, 4)")  # its own session; standard streams and the file
 
 
 def test_threads_extract_beside_each_other(tmp_path: Path) -> None:
