@@ -66,6 +66,8 @@ class Held:
     @property
     def promised_bytes(self) -> int:
         """What all that is held and not stored is expected to take."""
+        if not self._missing and not self._missing_rests:
+            return 0  # as after almost every step of the engine, which asks for it
         return sum(self.promised_to(tag) for tag in self._missing | self._missing_rests)
 
     def promised_to(self, tag: bytes) -> int:

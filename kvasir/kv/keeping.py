@@ -54,6 +54,7 @@ class Keeping:
         self._holders[holder] = [(text.held, text.tail_key) for text in texts]
         for text in texts:
             self._want(text)
+        self._saver.issue()
 
     def let_go(self, holder: str) -> bool:
         """End the hold; False where there is none."""

@@ -188,7 +188,6 @@ def test_a_hold_saves_what_is_only_in_the_pool() -> None:
     assert residence(made, tokens).stored[Tier.DISK] == 0
     made.cache.keeping.hold("c", [known(made, tokens)])
     assert residence(made, tokens).saving
-    made.engine.step()
     made.save()
     assert residence(made, tokens).durable
 
