@@ -157,7 +157,6 @@ class _Cutter:
             if sum(n for _, _, n in leaves) <= self._budget:
                 self._whole(leaves, span, opening=part.opening)
             else:
-                self._enter()
                 self.walk(part)
 
     def close(self) -> None:
@@ -194,11 +193,6 @@ class _Cutter:
     def _leaves_of(self, span: Stretch) -> list[tuple[int, int, int]]:
         first, last = bisect_left(self._starts, span.start), bisect_left(self._starts, span.end)
         return self._leaves[first:last]
-
-    def _enter(self) -> None:
-        """Before a span that must be divided."""
-        if self._open.n_tokens > self._small:
-            self.close()
 
     def _whole(
         self, leaves: list[tuple[int, int, int]], parent: object, *, opening: bool = False
@@ -237,7 +231,6 @@ class _Cutter:
             if n_tokens <= self._budget:
                 self._whole([(first, last, n_tokens)], parent)
             else:
-                self._enter()
                 self._divide(first, last, after)
 
     def _characters(self, start: int, end: int) -> None:

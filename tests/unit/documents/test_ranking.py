@@ -33,7 +33,7 @@ def topics() -> Document:
     return replace(document_of(text), headings=tuple(headings))
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(documents(), st.integers(20, 1000))
 def test_passages_leave_out_only_what_is_blank_or_runs(document: Document, target: int) -> None:
     passages = passages_of(document, target)
@@ -122,6 +122,31 @@ def test_sections_are_ranked_by_their_passages_and_none_is_left_out() -> None:
     assert ranked[0].passages[0].matched == ("complain", "soup")
     assert {r.section for r in ranked} == {*sections, *other}
     assert [(r.score, r.passages) for r in ranked[1:]] == [(0.0, ())] * len(ranked[1:])
+
+
+def test_of_two_sections_with_as_good_a_passage_the_one_with_more_comes_first() -> None:
+    soup, ship, pot = (
+        "The cook salted the soup well, he said.",
+        "A ship lay in the old harbour here.",
+        "The soup stood cold in a large pot.",
+    )
+    text = "".join(f"{part:39}\n" for part in (soup, ship, soup, pot))
+    titles = tuple(Heading(1, "", at) for at in range(0, 160, 40))
+    document = replace(document_of(text), headings=titles)
+    sections = cut(document, 20, words_counted)
+    assert [section.start for section in sections] == [0, 80]
+    ranked = PassageIndex(passages_of(document)).rank_sections("soup salted cook", sections)
+    assert [r.section.index for r in ranked] == [1, 0]
+
+
+def test_a_line_of_any_length_gives_passages_that_are_not_too_long() -> None:
+    text = "Kalor men. " * 30 + "su" * 2000 + "\n" + "Kalor men ti su rad. " * 300
+    assert max(len(p.text) for p in passages_of(document_of(text))) <= MOST_CHARS
+    lines = ("kalor " * 110 + "\n") * 6
+    assert max(len(p.text) for p in passages_of(document_of(lines), 1100)) <= MOST_CHARS
+    assert (
+        max(len(p.text) for p in passages_of(document_of("a:\n" * 90 + lines), 1190)) <= MOST_CHARS
+    )
 
 
 def test_sections_of_several_documents_are_told_apart() -> None:

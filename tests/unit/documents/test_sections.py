@@ -37,7 +37,7 @@ def uneven(texts: Sequence[str]) -> list[int]:
     return [len(text) + (len(text) > 1) + text.count(". ") for text in texts]
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(documents(), st.integers(3, 60), st.sampled_from([characters, uneven]))
 def test_sections_cover_the_text_in_order_and_each_fits(
     document: Document, budget: int, count: object
@@ -54,7 +54,7 @@ def test_sections_cover_the_text_in_order_and_each_fits(
     assert cut(document, budget, count) == sections  # type: ignore[arg-type]
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(documents(), st.integers(8, 60))
 def test_of_two_neighbouring_sections_one_is_not_small(document: Document, budget: int) -> None:
     sections = cut(document, budget, characters)
@@ -62,7 +62,7 @@ def test_of_two_neighbouring_sections_one_is_not_small(document: Document, budge
     assert len(sections) <= 2 * SMALL * len(document.text) / budget + 1
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(documents(), st.integers(3, 60), st.integers(0, 400))
 def test_text_that_is_added_changes_the_last_two_sections_at_most(
     document: Document, budget: int, at: int
@@ -119,6 +119,19 @@ def test_the_small_end_of_a_chapter_goes_with_a_small_next_one() -> None:
     sections = cut(document, 100, words_counted)
     assert spans(document, sections) == ["1", "1", "12", "3"]
     assert header_of(sections[2], document) == "made.txt, section 3\nChapter 1 \u2026 Chapter 2"
+
+
+def test_a_large_section_does_not_go_over_the_border_of_a_divided_chapter() -> None:
+    """The middle of the road: neither side of chapter 2's end is small, though both would fit."""
+    document = chapters(40, 130, 40, 130)
+    assert spans(document, cut(document, 100, words_counted)) == ["1", "2", "2", "3", "4", "4"]
+    document = chapters(206, 8, 8, 8, 8)  # the small end takes small ones until it is not small
+    assert spans(document, cut(document, 100, words_counted)) == ["1", "1", "12", "345"]
+
+
+def test_a_sixth_of_the_budget_is_not_small() -> None:
+    document = chapters(216, 16, 90)
+    assert spans(document, cut(document, 100, words_counted)) == ["1", "1", "1", "2", "3"]
 
 
 def test_the_title_of_a_part_goes_with_what_follows() -> None:
