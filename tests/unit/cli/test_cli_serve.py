@@ -13,7 +13,9 @@ from realms import realm
 from typer.testing import CliRunner
 
 from kvasir.cli import compose, main
+from kvasir.cli.doctor import _settings
 from kvasir.cli.serve import announcement, kept_lines
+from kvasir.core.config import Config
 from kvasir.core.geometry import KvGeometry, ModelCard
 from kvasir.core.tiers import Tier, TierStatus
 
@@ -83,7 +85,41 @@ def test_a_size_out_of_range_is_refused(flag: str) -> None:
 def test_no_open_door_without_keys() -> None:
     result = RUN.invoke(main.app, ["serve", "--host", "0.0.0.0"])  # noqa: S104 - refused
     assert result.exit_code == 1
-    assert "keys" in result.stderr
+    assert "kvasir keys create" in result.stderr
+
+
+def test_with_a_key_that_admits_somebody_the_door_may_be_open() -> None:
+    serve = ["serve", "--host", "0.0.0.0", "--port", "0"]  # noqa: S104 - the model never loads
+    made = RUN.invoke(main.app, ["keys", "create", "--json"])
+    key = json.loads(made.stdout)["id"]
+    assert "loaded before the refusal" in str(RUN.invoke(main.app, serve).exception)
+    RUN.invoke(main.app, ["keys", "create"])
+    RUN.invoke(main.app, ["tenants", "disable", "local"])
+    assert "kvasir keys create" in RUN.invoke(main.app, serve).stderr
+    RUN.invoke(main.app, ["tenants", "enable", "local"])
+    RUN.invoke(main.app, ["keys", "revoke", key])
+    assert "loaded before the refusal" in str(RUN.invoke(main.app, serve).exception)
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:hunter2@127.0.0.1:9/d", "hunter2"])
+def test_a_database_that_cannot_be_used_is_refused_without_its_password(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVASIR_DATABASE", url)
+    result = RUN.invoke(main.app, ["serve", "--port", "0"])
+    assert result.exit_code == 1
+    assert "database" in result.stderr
+    assert "hunter2" not in result.stderr
+
+
+def test_the_doctor_shows_a_database_without_its_password() -> None:
+    for url, shown in (
+        ("postgresql://u:hunter2@h/d", "postgresql://u:***@h/d"),
+        ("u:hunter2@h", "something that is no URL"),
+        ("", ""),
+    ):
+        settings = _settings(Config(database=url), {})
+        assert settings["database"]["value"] == shown
 
 
 def test_a_busy_port_is_refused() -> None:
