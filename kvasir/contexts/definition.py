@@ -46,7 +46,8 @@ class Definition:
             _feed(digest, document.name)
             _feed(digest, document.text)
             # where sections are cut, and what their headers say
-            _feed(digest, json.dumps([asdict(page) for page in document.pages]))
+            pages = [asdict(page) for page in document.pages]
+            _feed(digest, json.dumps([document.paged, pages]))
             _feed(digest, json.dumps([asdict(heading) for heading in document.headings]))
         return f"sha256:{digest.hexdigest()}"
 
