@@ -213,10 +213,21 @@ def make_served(
 
 
 @contextlib.contextmanager
-def listening(app: FastAPI, *socks: socket.socket) -> Iterator[asyncio.AbstractEventLoop]:
-    """Serve ``app`` on ``socks`` from a thread, as the command line does; gives its loop."""
+def listening(
+    app: FastAPI, *socks: socket.socket, again: bool = False
+) -> Iterator[asyncio.AbstractEventLoop]:
+    """Serve ``app`` on ``socks`` from a thread, as the command line does; gives its loop.
+
+    ``again`` says that it is served already, so that it neither starts nor ends another time."""
     server = uvicorn.Server(
-        uvicorn.Config(app, http="h11", ws="none", loop="asyncio", log_level="critical")
+        uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            loop="asyncio",
+            log_level="critical",
+            lifespan="off" if again else "on",
+        )
     )
     loops: list[asyncio.AbstractEventLoop] = []
 

@@ -150,7 +150,7 @@ def owners_client(own: World) -> Iterator[httpx2.Client]:
         sock.bind(path)
         transport = httpx2.HTTPTransport(uds=path)
         with (
-            listening(own.app, sock),
+            listening(own.app, sock, again=True),
             httpx2.Client(transport=transport, base_url="http://kvasir", timeout=30.0) as client,
         ):
             yield client
