@@ -92,6 +92,7 @@ def create_app(served: Served, config: Config, *, limits: Limits = DEFAULT_LIMIT
             await run_in_threadpool(keeper.close)
             workers.close()
             served.codec.transcripts.close()  # nobody is left who could remember anything
+            served.catalog.close()
 
     app = FastAPI(
         title="Kvasir",
