@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,6 +13,7 @@ from made_documents import DATA, document_of, prose, real, words_counted
 from test_sections import documents
 
 from kvasir.bench import focus
+from kvasir.bench.focus_quotes import check_quotes
 from kvasir.core.errors import ConfigError
 from kvasir.documents.passages import MOST_CHARS, passages_of
 from kvasir.documents.ranking import PassageIndex
@@ -160,12 +162,16 @@ def test_sections_of_several_documents_are_told_apart() -> None:
     }
 
 
-def test_there_are_a_hundred_questions_in_two_halves() -> None:
+def test_there_are_a_hundred_direct_questions_and_forty_paraphrases() -> None:
     name, asked = focus.questions()
     assert name == "debian-policy.pdf"
-    assert len({q.question for q in asked}) == len(asked) == 100
-    assert sum(q.kind == "paraphrase" for q in asked) >= 30
-    assert sum(q.half == "tuning" for q in asked) == 50
+    assert len({q.question for q in asked}) == len(asked) == 140
+    assert Counter((q.kind, q.half) for q in asked) == {
+        ("direct", "tuning"): 30,
+        ("direct", "held out"): 70,
+        ("paraphrase", "tuning"): 20,
+        ("paraphrase", "held out"): 20,
+    }
     pages = sorted(a.page_index for q in asked for a in q.answers)
     assert all(b - a <= 12 for a, b in pairwise(pages))
 
@@ -184,7 +190,8 @@ def test_labels_stand_where_they_say() -> None:
 def test_the_report_counts_each_kind_and_half_and_does_not_get_worse() -> None:
     real("documents/debian-policy.pdf")
     report = focus.run(DATA, n_quotes=50)
-    assert report.hits(3, kind="direct") >= 54  # of 60
+    assert report.hits(3, kind="direct") >= 92  # of 100
+    assert report.hits(3, kind="direct", half="held out") >= 63  # of 70, seen by no tuning
     assert report.hits(3, kind="paraphrase") >= 11  # of 40, which share few words with the text
     assert report.hits(3) <= report.hits(3, page=True) <= report.hits(10, page=True)
     assert report.hits(3) == sum(
@@ -193,8 +200,29 @@ def test_the_report_counts_each_kind_and_half_and_does_not_get_worse() -> None:
     assert report.quotes.verified == report.quotes.missed == ()
     lines = report.lines()
     assert "bm25s" in lines[0]
-    assert len(lines) == 12
+    assert len(lines) == 13
+    assert f"{report.hits(3, kind='direct')} of 100, met" in lines[-2]
     assert "altered quotes: 0 of 50 verified" in lines[-1]
+
+
+@pytest.mark.parametrize(("n_early", "met"), [(9, True), (8, False)])
+def test_the_target_asks_nine_of_ten_direct_questions_and_no_paraphrase(
+    n_early: int, met: bool
+) -> None:
+    asked = focus.questions()[1]
+    direct = [q for q in asked if q.kind == "direct"][:10]
+    found = [focus.Found(q, 3 if n < n_early else 4, 1) for n, q in enumerate(direct)]
+    found += [focus.Found(q, 4 if met else 1, 1) for q in asked if q.kind == "paraphrase"]
+    report = focus.FocusReport(
+        document="made.pdf",
+        n_passages=9,
+        found=tuple(found),
+        quotes=check_quotes(prose(2, 300), 5, 1),
+        versions={},
+    )
+    assert report.target_met() is met
+    assert f"{n_early} of 10, {'met' if met else 'missed'}" in report.lines()[-2]
+    assert not replace(report, found=()).target_met()
 
 
 def test_a_folder_without_the_manual_is_refused_by_name(tmp_path: object) -> None:
