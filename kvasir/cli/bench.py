@@ -14,7 +14,16 @@ TYPER_SETTINGS = {
         "allow_interspersed_args": False,  # what follows NAME is the measurement's
     }
 }
-MEASUREMENTS = ("peers", "restore", "planning", "layout", "storage", "quality", "kernels")
+MEASUREMENTS = (
+    "peers",
+    "restore",
+    "planning",
+    "layout",
+    "storage",
+    "quality",
+    "kernels",
+    "documents",
+)
 
 
 def command(
@@ -25,7 +34,8 @@ def command(
     a question costs on a text that is kept, `planning` what a step costs to plan over short and
     long texts, `layout` how KV is best arranged in memory, `storage` how on a disk, `kernels` how
     near the native kernels come to the machine's limits; and quality: `quality` compares each
-    format of weights and KV with float32.
+    format of weights and KV with float32, `documents` shows whether passages are found and what a
+    long book costs.
 
     What follows NAME goes to the measurement; `kvasir bench NAME --help` lists it.
     """

@@ -87,7 +87,7 @@ def create(library: Library, wanted: Wanted) -> tuple[ContextRow, bool]:
         if existing is not None:
             return _renewed(library, wanted, existing)
         if wanted.keep == "kv":
-            check_room(library, planned.forecast.n_bytes)
+            check_room(library, wanted.tenant, planned.forecast.n_bytes)
         row = _row(library, wanted, planned)
         library.store.put_definition(row.id, wanted.definition.to_json())
         try:
@@ -132,7 +132,7 @@ def _renewed(library: Library, wanted: Wanted, row: ContextRow) -> tuple[Context
     """``row``, which is what is ``wanted`` already, with the new wishes about keeping it."""
     keep: Literal["kv", "text"] = "kv" if "kv" in (wanted.keep, row.keep) else "text"
     if keep == "kv":
-        check_room(library, row.n_bytes, without=row.id)
+        check_room(library, row.tenant, row.n_bytes, without=row.id)
     _mend(library, wanted, row)
     changes: dict[str, Any] = {"pinned": wanted.pinned or row.pinned, "keep": keep}
     if wanted.name is not None:

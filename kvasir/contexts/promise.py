@@ -64,7 +64,7 @@ def forecast(library: Library, outline: Outline) -> Forecast:
 def forecast_of(library: Library, lengths: list[int]) -> Forecast:
     """What reading and keeping texts of these many tokens takes."""
     costs = library.costs()
-    n_bytes = sum(lengths) * library.geometry.token_bytes
+    n_bytes = sum(library.engine.bytes_of(length) for length in lengths)
     tier = disk(library)
     load_s = n_bytes / tier.read_bytes_per_s if tier and tier.read_bytes_per_s else 0.0
     read_s = sum(costs.prefill_s(length, 0) for length in lengths)
@@ -90,21 +90,23 @@ def disk(library: Library) -> TierStatus | None:
     return None
 
 
-def check_room(library: Library, n_bytes: int, *, without: str = "") -> None:
-    """Raise ``NoRoom`` unless ``n_bytes`` more can be kept beside what live contexts were promised,
-    the context ``without`` left out."""
+def check_room(library: Library, tenant: str, n_bytes: int, *, without: str = "") -> None:
+    """Raise ``NoRoom`` unless ``n_bytes`` more can be kept for ``tenant`` beside what contexts were
+    promised, the context ``without`` left out, and beside what others use of their shares."""
     tier = disk(library)
     if tier is None:
         return  # nothing is promised then
-    live = library.catalog.contexts.live()
-    promised = sum(row.n_bytes for row in live if row.keep == "kv" and row.id != without)
-    most = int(tier.cap_bytes * _MARGIN)
-    if promised + n_bytes <= most:
+    held = library.catalog.contexts.held()
+    promised = sum(row.n_bytes for row in held if row.id != without)
+    left = int(tier.cap_bytes * _MARGIN) - promised
+    if not without:  # what is held of that one already is no room to the engine
+        left = min(left, library.engine.room_bytes(library.namespace_of(tenant)))
+    if n_bytes <= left:
         return
     raise NoRoom(
         f"Keeping its KV takes {n_bytes / _GIB:.2f} GiB, and of the {tier.cap_bytes / _GIB:.2f} "
-        f"GiB that KV may take on disk {max(0, most - promised) / _GIB:.2f} GiB are not promised "
-        "to other contexts. Choose: a larger cap (--disk-gib), KV in fewer bits (--kv-dtype int8 "
+        f"GiB that KV may take on disk {max(0, left) / _GIB:.2f} GiB are not promised or "
+        "used otherwise. Choose: a larger cap (--disk-gib), KV in fewer bits (--kv-dtype int8 "
         'halves it), deleting other contexts, or keep: "text", which keeps the text alone and '
         "computes what a focused question needs."
     )

@@ -191,7 +191,7 @@ class Shelf:
         refusal = None
         if plan.existing is None and wanted.keep == "kv":
             try:
-                check_room(self._library, plan.forecast.n_bytes)
+                check_room(self._library, wanted.tenant, plan.forecast.n_bytes)
             except NoRoom as error:
                 refusal = str(error)
         unread = creating.unread_of(wanted, plan.outline)
