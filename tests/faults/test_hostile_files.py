@@ -198,9 +198,19 @@ def test_entities_are_never_expanded(tmp_path: Path, doctype: str, entity: str) 
     assert len(text) < 2000
 
 
+def test_entities_of_a_files_own_are_not_expanded_either(tmp_path: Path) -> None:
+    doctype = "<!DOCTYPE x [<!ENTITY e 'EXPANDED'>]>"
+    body = "<w:p><w:r><w:t>seen &e; after</w:t></w:r></w:p>"
+    assert "entities" in refused(tmp_path, bare_docx(word_xml(body, doctype)), "a.docx")
+    chapter = xhtml("x", "<p>seen &e; after</p>").replace("<!DOCTYPE html>", doctype)
+    text, _ = read_in_part(tmp_path, sample_epub({"a.xhtml": chapter}), "a.epub")
+    assert text == "seen &e; after\n\n"
+
+
 def test_deep_xml_is_refused(tmp_path: Path) -> None:
-    deep = "<w:sdt>" * 100_000 + "</w:sdt>" * 100_000
-    assert "XML" in refused(tmp_path, bare_docx(word_xml(deep)), "a.docx")
+    for depth in (400, 100_000):
+        deep = "<w:sdt>" * depth + "</w:sdt>" * depth
+        assert "XML" in refused(tmp_path, bare_docx(word_xml(deep)), "a.docx")
     deep = "<w:tbl><w:tr><w:tc>" * 80 + "<w:p><w:r><w:t>x</w:t></w:r></w:p>"
     whole = deep + "</w:tc></w:tr></w:tbl>" * 80
     text, _ = read_in_part(tmp_path, bare_docx(word_xml(whole)), "a.docx")

@@ -81,7 +81,13 @@ class _Reading:
             data = read_member(self._archive, info, self._build.allowance)
         except MemberRefused as error:
             raise UnreadableFile(f"its part {path[:100]}: {error}", code="damaged_file") from error
-        return parse_xml(data, f"its part {path[:100]}")
+        root = parse_xml(data, f"its part {path[:100]}")
+        if root.getroottree().docinfo.internalDTD is not None:  # Word writes none
+            raise UnreadableFile(
+                f"its part {path[:100]} declares entities, which no document needs",
+                code="hostile_file",
+            )
+        return root
 
     def _relations(self, part: str) -> list[tuple[str, str]]:
         """Type and target of what ``part`` refers to within the file."""

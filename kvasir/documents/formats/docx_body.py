@@ -16,7 +16,7 @@ from kvasir.documents.formats.markup import CELL
 W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _MC = "{http://schemas.openxmlformats.org/markup-compatibility/2006}"
 _MATH = "{http://schemas.openxmlformats.org/officeDocument/2006/math}"
-_SKIPPED = {W + "del", W + "moveFrom", W + "instrText", W + "delText", _MC + "Fallback", W + "pPr"}
+_SKIPPED = {W + "del", W + "moveFrom", _MC + "Fallback", W + "pPr"}
 _LITERAL = {
     W + "tab": "\t",
     W + "br": "\n",

@@ -72,6 +72,7 @@ def test_headings_begin_where_their_titles_stand_on_the_page() -> None:
     found = [(h.level, h.title, document.text[h.start :].split("\n")[0]) for h in document.headings]
     assert found[0][:2] == (1, "Wonders")
     assert found[1] == (1, "More", "1.1 More")
+    assert document.text[document.headings[2].start :] == "Wonders\nagain\n"
     assert [document.page_at(h.start).index for h in document.headings] == [0, 0, 1]
 
 

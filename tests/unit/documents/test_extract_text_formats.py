@@ -197,6 +197,7 @@ def test_what_is_no_text_is_refused_by_its_name() -> None:
         (b"MZ\x90\0\x03", "program"),
         (b"\x1f\x8b\x08", "gzip"),
         (bytes(range(256)), "binary"),
+        (b"abcdefghijklmnopqrs\0" * 50, "zero bytes"),
         (b"\x01\x02\x03\x04\x05\x06" * 9, "binary"),
     ):
         with pytest.raises(UnsupportedFile, match=what):
