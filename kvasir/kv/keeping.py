@@ -37,7 +37,7 @@ class Keeping:
         self._holders: dict[str, list[tuple[HeldText, bytes]]] = {}  # with the keys of tails
         self._tails: Counter[bytes] = Counter()  # held ones by key
         # Dropped texts of which something was just being saved, by those saves.
-        self._dropped: list[tuple[KeyedText, frozenset[int]]] = []
+        self._dropped: list[tuple[tuple[KeyedText, ...], frozenset[int]]] = []
 
     # holds ---------------------------------------------------------------------------------------
 
@@ -112,20 +112,24 @@ class Keeping:
     def drop(self, texts: Iterable[KeyedText]) -> None:
         """Forget what is stored and idle of ``texts``, but for what is held or what another kept
         text continues. What of it is just being saved is forgotten when that has ended."""
-        for text in texts:
-            for shelf in self._stored.shelves:
-                self._drop_stored(shelf, text)
+        together = tuple(texts)
+        for shelf in self._stored.shelves:
+            # what one of them begins with may be what another continues: it goes after that
+            while sum(self._drop_stored(shelf, text) for text in together):
+                pass
+        for text in together:
             self._drop_from_pool(text)
-            saves = self._saver.saves_of(text.all_keys)
-            if saves:
-                self._dropped.append((text, saves))
+        saves = frozenset[int]().union(*(self._saver.saves_of(t.all_keys) for t in together))
+        if saves:
+            self._dropped.append((together, saves))
 
     def drop_again(self) -> None:
         """Forget what was saved while it was dropped."""
-        ended = [text for text, saves in self._dropped if not self._saver.any_under_way(saves)]
+        ended = [texts for texts, saves in self._dropped if not self._saver.any_under_way(saves)]
         if ended:
             self._dropped = [d for d in self._dropped if self._saver.any_under_way(d[1])]
-            self.drop(ended)
+            for texts in ended:
+                self.drop(texts)
 
     def clear(self, tier: Tier | None, tag: bytes | None) -> int:
         """Forget the records of ``tier`` (None: all) whose namespace has ``tag`` (None: any), and
@@ -241,7 +245,9 @@ class Keeping:
             held=shelf.is_held(end.name),
         )
 
-    def _drop_stored(self, shelf: Shelf, text: KeyedText) -> None:
+    def _drop_stored(self, shelf: Shelf, text: KeyedText) -> int:
+        """How many records of ``text`` went."""
+        n_records = 0
         own = set(text.all_keys)
         for key in reversed(text.all_keys):
             for block in shelf.all_of(key):
@@ -249,6 +255,8 @@ class Keeping:
                 needed = shelf.is_held(extent.name) or shelf.followers(extent.name)
                 if not needed and own.issuperset(extent.keys):
                     self._stored.drop(shelf.tier, extent.name)
+                    n_records += 1
+        return n_records
 
     def _drop_from_pool(self, text: KeyedText) -> None:
         tree = self._device.tree

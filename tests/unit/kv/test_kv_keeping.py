@@ -416,6 +416,26 @@ def test_what_others_share_or_hold_stays() -> None:
     made.cache.check()
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("write_bytes_per_s", [1e9, 100.0], ids=["saved", "being saved"])
+def test_texts_that_share_beginnings_go_together(backwards: bool, write_bytes_per_s: float) -> None:
+    """Sections of a document, say: what the others continue goes after them, in any order."""
+    rng = random.Random(25)
+    made = engine(run_blocks=2, cap_bytes=10**6, write_bytes_per_s=write_bytes_per_s)
+    first, second = text(rng, 9), text(rng, 9)
+    texts = [first + text(rng, 12), first + second + text(rng, 7), first + second + text(rng, 8)]
+    for tokens in texts:
+        read(made, tokens)
+        if write_bytes_per_s > 1e6:
+            made.save()
+    known_texts = [known(made, tokens) for tokens in texts]
+    made.cache.keeping.drop(known_texts[::-1] if backwards else known_texts)
+    made.save()
+    assert not made.mover.stores[Tier.DISK].records
+    assert all(residence(made, tokens).device_tokens == 0 for tokens in texts)
+    made.cache.check()
+
+
 def test_what_is_just_being_saved_is_dropped_when_that_has_ended() -> None:
     made = engine(write_bytes_per_s=100.0)
     tokens = text(random.Random(23), 30)
