@@ -137,6 +137,7 @@ def opened(
     try:
         yield Made(library, reader, client, cache, runner, clock, home)
     finally:
+        runner.before = None  # what a test holds up goes on
         reader.close()
         client.stop()
         served.catalog.close()
