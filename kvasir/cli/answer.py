@@ -12,12 +12,26 @@ from kvasir.cli.connect import Connection
 from kvasir.core.errors import ContextTooLong, RequestError
 
 
+class PromptTooLong(RequestError):
+    """The prompt does not fit the window; ``fact`` says so with the counts."""
+
+    def __init__(self, model: str, error: ContextTooLong) -> None:
+        self.fact = (
+            f"the text has {error.prompt_tokens:,} tokens with the question; {model} reads at most "
+            f"{error.window:,}"
+        )
+        super().__init__(
+            f"{self.fact}\nnothing is ever cut silently, so nothing was read\n"
+            "shorten the text, or name a model with a longer window with --model"
+        )
+
+
 def print_answer(
     connection: Connection, messages: Sequence[Message], options: Mapping[str, object]
 ) -> str:
     """Stream the answer to stdout and its account to stderr; returns the answer's text.
 
-    Raises ``RequestError`` with the counts and the choices where the prompt does not fit. Ends the
+    Raises ``PromptTooLong`` with the counts and the choices where the prompt does not fit. Ends the
     answer on the server when interrupted.
     """
     wanted = {name: value for name, value in options.items() if value is not None}
@@ -26,7 +40,7 @@ def print_answer(
     except ContextTooLong as error:
         room = error.window - error.prompt_tokens
         if room < 1:
-            raise _too_long(connection.model, error) from error
+            raise PromptTooLong(connection.model, error) from error
         # the prompt fits, only the answer's bound does not: no text is lost by lowering it
         return _print(_events(connection, messages, {**wanted, "max_tokens": room}))
 
@@ -61,12 +75,3 @@ def _print(events: Iterator[ChatEvent]) -> str:
         total_s = time.monotonic() - began_s
         show.note(show.took(end, first_text_s=first_text_s, total_s=total_s))
     return "".join(pieces)
-
-
-def _too_long(model: str, error: ContextTooLong) -> RequestError:
-    return RequestError(
-        f"the text has {error.prompt_tokens:,} tokens with the question; {model} reads at most "
-        f"{error.window:,}\n"
-        "nothing is ever cut silently, so nothing was read\n"
-        "shorten the text, or name a model with a longer window with --model"
-    )

@@ -29,6 +29,10 @@ class ServerError(KvasirError):
         self.code = code
 
 
+class ConnectionBroke(ServerError):
+    """The server answered, and then no more; what was begun may have been done."""
+
+
 class NoServer(KvasirError):
     """Nobody answers on the home's socket."""
 
@@ -92,6 +96,10 @@ class Client:
         """The served model's name, then its aliases. Raises ``NoServer`` if nobody answers."""
         return [str(entry["id"]) for entry in self._get("/v1/models")["data"]]
 
+    def window(self) -> int:
+        """Tokens of prompt and answer together that the model reads."""
+        return int(self._get("/v1/models")["data"][0]["max_model_len"])
+
     def chat(
         self, messages: Sequence[Message], *, model: str, options: Mapping[str, object]
     ) -> Iterator[ChatEvent]:
@@ -108,38 +116,44 @@ class Client:
             "return_progress": True,
             **options,
         }
-        with (
-            _translated(),
-            self._http.stream("POST", "/v1/chat/completions", json=body) as response,
-        ):
-            if response.status_code != httpx2.codes.OK:
-                response.read()
-                raise _error_of(response.text)
+        with self.stream("POST", "/v1/chat/completions", json=body) as response:
             yield from _events_of(response.iter_lines())
 
     def stored(self) -> dict[str, Any]:
         """All that is stored, as ``service.replies.CacheReply``."""
-        return self._call("GET", "/kvasir/cache")
+        return self.call("GET", "/kvasir/cache")
 
     def verify_stored(self) -> dict[str, Any]:
         """Have all of it read again; ``service.replies.VerifiedReply``. Takes as long as reading
         takes."""
-        return self._call("POST", "/kvasir/cache/verify")
+        return self.call("POST", "/kvasir/cache/verify")
 
     def clear_stored(self, **only: str) -> dict[str, Any]:
         """Have it forgotten, ``only`` of a tier or a tenant; ``service.replies.ClearedReply``."""
-        return self._call("DELETE", "/kvasir/cache", params=only)
+        return self.call("DELETE", "/kvasir/cache", params=only)
 
     def administer(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         """What the admin's route at ``path`` answers (``service.admin``); tenants and keys."""
-        return self._call(method, f"/v1/admin/{path}", **options)
+        return self.call(method, f"/v1/admin/{path}", **options)
 
     def _get(self, path: str) -> dict[str, Any]:
-        return self._call("GET", path, timeout=10.0)
+        return self.call("GET", path, timeout=10.0)
 
-    def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+    @contextlib.contextmanager
+    def stream(self, method: str, path: str, **options: Any) -> Iterator[httpx2.Response]:
+        """The response while it comes, with an OK status; the transport's exceptions in the block
+        are ours, too. Raises ``ServerError`` or ``NoServer``."""
+        with _translated(), self._http.stream(method, path, **options) as response:
+            if response.status_code != httpx2.codes.OK:
+                response.read()
+                raise _error_of(response.text)
+            yield response
+
+    def call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        """The JSON object that the server answers with. Raises ``ServerError`` or ``NoServer``."""
+        options.setdefault("headers", {} if "files" in options else _JSON)
         with _translated():
-            response = self._http.request(method, path, headers=_JSON, **options)
+            response = self._http.request(method, path, **options)
             if response.status_code != httpx2.codes.OK:
                 raise _error_of(response.text)
             data: dict[str, Any] = response.json()
@@ -154,7 +168,7 @@ def _translated() -> Iterator[None]:
     except httpx2.ConnectError as error:
         raise NoServer("no server answers on the home's socket") from error
     except httpx2.TransportError as error:
-        raise ServerError(
+        raise ConnectionBroke(
             f"the connection to the server broke: {error or type(error).__name__}\n"
             "it was stopped or has crashed\nstart it again; what it had read is computed anew"
         ) from error
@@ -219,6 +233,8 @@ def _end_of(finish_reason: str, usage: dict[str, Any], miss: str | None) -> Answ
 _TOO_LONG = re.compile(
     r"maximum context length is (\d+) tokens.*\((\d+) in the (?:messages|prompt), (\d+) in", re.S
 )
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`])")
+_LINES = 3
 
 
 def _error_of(body: str) -> KvasirError:
@@ -232,4 +248,12 @@ def _error_of(body: str) -> KvasirError:
     if counts:
         window, prompt_tokens, max_tokens = (int(count) for count in counts.groups())
         return ContextTooLong(window=window, prompt_tokens=prompt_tokens, max_tokens=max_tokens)
-    return ServerError(message, code=code)
+    return ServerError(in_lines(message), code=code)
+
+
+def in_lines(message: str) -> str:
+    """A message of several sentences as at most three lines: fact, cause, what to do."""
+    sentences = _SENTENCE_END.split(message.strip()) if "\n" not in message else [message]
+    if len(sentences) > _LINES:
+        sentences = [sentences[0], " ".join(sentences[1:-1]), sentences[-1]]
+    return "\n".join(sentences)

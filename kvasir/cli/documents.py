@@ -1,76 +1,57 @@
-"""Text files for `kvasir ask`: read, checked, and laid out so that a second question reuses them.
+"""Plain texts for `kvasir ask`: read, and laid out so that a second question reuses them.
 
-Invariant: a text reaches the model whole or not at all.
+What is plain text and fits the window is asked as it is; everything else becomes a context first
+(``asking``). Invariant: a text reaches the model whole or not at all.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvasir.core.errors import RequestError
+from kvasir.core.errors import RequestError, UnreadableFile, UnsupportedFile
+from kvasir.documents import media
+from kvasir.documents.building import normalised
 
-MAX_DOCUMENT_BYTES = 32 * 2**20  # beyond any window; keeps a mistaken path from filling memory
-STDIN = "-"
+MOST_PLAIN_BYTES = 8 * 2**20  # beyond the window of nearly all models
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class PlainText:
     """A text and the name under which the model sees it."""
 
     name: str
     text: str
 
 
-def read_document(path: str) -> Document:
-    """The text of the file at ``path``, or of standard input for ``-``.
+def plain_text(name: str, path: Path) -> PlainText | None:
+    """The text of the file at ``path`` where it is plain text in UTF-8 and of moderate size; None
+    where it is another format that may be read as a document.
 
-    Raises ``RequestError`` for what is missing, too large, binary or not UTF-8.
+    Raises ``RequestError`` for what no text can be had of.
     """
-    if path == STDIN:
-        return Document("standard input", _decoded(sys.stdin.buffer.read(_LIMIT), path))
-    file = Path(path)
+    with path.open("rb") as stream:
+        data = stream.read(MOST_PLAIN_BYTES + 1)
     try:
-        with file.open("rb") as stream:
-            data = stream.read(_LIMIT)
-    except OSError as error:
+        media_type = media.media_type_of(name, data)
+    except (UnsupportedFile, UnreadableFile) as error:
+        cause, _, advice = str(error).partition("; ")
         raise RequestError(
-            f"cannot read {path}: {error.strerror}\n"
-            "the arguments are files, and the question last\n"
-            'for example: kvasir ask report.txt "Who wrote this?"'
+            f"{name} cannot be read\n{cause}\n{advice or media.WHAT_IS_TAKEN}", code=error.code
         ) from error
-    # The name alone: the same file by another way is the same prompt, and so is reused.
-    return Document(file.name, _decoded(data, path))
-
-
-_LIMIT = MAX_DOCUMENT_BYTES + 1
-
-
-def _decoded(data: bytes, path: str) -> str:
-    if len(data) > MAX_DOCUMENT_BYTES:
-        raise RequestError(
-            f"{path} is larger than {MAX_DOCUMENT_BYTES // 2**20} MiB\n"
-            "no model's window holds that much text\nask about a part of it"
-        )
-    if data.startswith(b"%PDF-") or b"\0" in data:
-        raise RequestError(
-            f"{path} is not a text file\n"
-            f"it {'is a PDF' if data.startswith(b'%PDF-') else 'has zero bytes in it'}, "
-            "and only plain text can be read\nconvert it to UTF-8 text first"
-        )
+    if len(data) > MOST_PLAIN_BYTES or media_type not in media.TEXTUAL - {media.HTML}:
+        return None
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RequestError(
-            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at position {error.start:,}\n"
-            "it is binary or in another encoding\n"
-            f"convert it first, for example: iconv -f latin1 -t utf-8 {path}"
-        ) from error
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return None  # another encoding, which the reading of documents finds out
+    # As the reading of documents has it, so that a context of the same file is reused; and the name
+    # alone: the same file by another way is the same prompt.
+    return PlainText(name, normalised(text))
 
 
-def prompt_of(documents: Sequence[Document], question: str) -> str:
+def prompt_of(documents: Sequence[PlainText], question: str) -> str:
     """The documents first and the question last, so that the next question on the same documents
     begins with the same tokens and computes only itself."""
     parts = [f'<document name="{d.name}">\n{d.text}\n</document>\n' for d in documents]

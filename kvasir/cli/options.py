@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -99,3 +100,18 @@ SeedOption = Annotated[
     int | None,
     typer.Option("--seed", min=0, help="For the same answer again.", show_default=False),
 ]
+TtlOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ttl",
+        help="How long it is kept after its last use, such as 90m, 12h or 7d.",
+        show_default="7d",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="For programs.")]
+
+
+def check_ttl(ttl: str | None) -> None:
+    """Refuse a time that a server would not take, before anything is done."""
+    if ttl is not None and not re.fullmatch(r"[1-9]\d{0,8}[smhd]", ttl):
+        raise typer.BadParameter(f"--ttl is a time such as 90m, 12h or 7d, not {ttl!r}")

@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator
 
 from kvasir.cli.client import AnswerEnd, ReadProgress
 
+Update = Callable[[int, int], None]  # called with what is done and the total
+Counted = Callable[[int, str], None]  # called with what is done and what came of it
+
 _GIB = 2**30
 _MIB = 2**20
 _KIB = 2**10
@@ -34,7 +37,7 @@ def note(text: str) -> None:
 
 
 @contextlib.contextmanager
-def bar(what: str, unit: str = "tokens") -> Iterator[Callable[[int, int], None]]:
+def bar(what: str, unit: str = "tokens") -> Iterator[Update]:
     """A progress bar on a terminal, nothing elsewhere. The block calls it with done and total;
     it disappears at the end of the block."""
     if not sys.stderr.isatty():
@@ -54,6 +57,40 @@ def bar(what: str, unit: str = "tokens") -> Iterator[Callable[[int, int], None]]
     task = progress.add_task(what, total=None, visible=False)
     with progress:
         yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
+
+
+@contextlib.contextmanager
+def counted(what: str, total: int) -> Iterator[Counted]:
+    """A bar on a terminal that is told how many of ``total`` are done and what came of them,
+    nothing elsewhere; it disappears at the end of the block."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _words: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f}{task.fields[words]}"),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    task = progress.add_task(what, total=total, words="")
+    with progress:
+        yield lambda done, words: progress.update(task, completed=done, words=f" {words}")
+
+
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """On a terminal a line that says that ``what`` goes on, gone at the end of the block."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield
 
 
 class ReadingBar:

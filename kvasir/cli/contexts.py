@@ -1,0 +1,268 @@
+"""`kvasir contexts …`: what is kept of documents, for the owner of the home."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kvasir.cli import options
+from kvasir.core.config import load
+
+if TYPE_CHECKING:
+    from kvasir.cli.context_client import Context, Contexts
+
+app = typer.Typer(
+    name="contexts",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="What is kept of documents. Contexts go by their names or ids; `kvasir read` makes them, "
+    "`kvasir ask --context` asks them.",
+)
+
+NameArgument = Annotated[str, typer.Argument(metavar="CONTEXT", help="Its name or id.")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@app.command("list")
+def list_contexts(
+    implicit: Annotated[
+        bool,
+        typer.Option("--implicit", help="Texts that are kept only because they were asked about."),
+    ] = False,
+    home: options.HomeOption = None,
+    config_file: options.ConfigFileOption = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """All contexts, the newest first."""
+    from kvasir.cli.contexts_text import implicit_text, list_text
+
+    with _contexts(home, config_file) as contexts:
+        if implicit:
+            rows = contexts.implicit()
+            print(json.dumps(rows, indent=2) if as_json else implicit_text(rows))
+            return
+        found = contexts.all()
+    raw = [dict(each.raw) for each in found]
+    print(json.dumps(raw, indent=2) if as_json else list_text(found))
+
+
+@app.command("show")
+def show_context(
+    name: NameArgument,
+    sections: Annotated[
+        bool, typer.Option("--sections", help="Its sections and their summaries, too.")
+    ] = False,
+    home: options.HomeOption = None,
+    config_file: options.ConfigFileOption = None,
+    as_json: options.JsonOption = False,
+) -> None:
+    """One context: what it holds, where and how long it is kept, and what was not read."""
+    from kvasir.cli.contexts_text import sections_text, show_text
+
+    with _contexts(home, config_file) as contexts:
+        context = contexts.find(name)
+        rows = contexts.sections(context.id) if sections else []
+    if as_json:
+        raw = dict(context.raw)
+        print(json.dumps(raw | {"section_list": rows} if sections else raw, indent=2))
+        return
+    print(show_text(context))
+    if sections:
+        print("\n" + sections_text(rows))
+
+
+@app.command("rename")
+def rename(
+    name: NameArgument,
+    new_name: Annotated[str, typer.Argument(metavar="NAME")],
+    home: options.HomeOption = None,
+    config_file: options.ConfigFileOption = None,
+) -> None:
+    """Give a context another name."""
+    with _contexts(home, config_file) as contexts:
+        changed = contexts.change(contexts.find(name).id, name=new_name)
+    print(f"{name} is {changed.called} now")
+
+
+@app.command("pin")
+def pin(
+    name: NameArgument,
+    home: options.HomeOption = None,
+    config_file: options.ConfigFileOption = None,
+) -> None:
+    """Keep a context until it is unpinned or removed."""
+    _change(name, home, config_file, pinned=True)
+
+
+@app.command("unpin")
+def unpin(
+    name: NameArgument,
+    home: options.HomeOption = None,
+    config_file: options.ConfigFileOption = None,
+) -> None:
+    """Let a context expire again, as it did before it was pinned."""
+    _change(name, home, config_file, pinned=False)
+
+
+@app.command("renew")
+def renew(
+    name: NameArgument,
+    ttl: options.TtlOption = None,
+    home: options.HomeOption = None,
+    config_file: options.ConfigFileOption = None,
+) -> None:
+    """Keep a context longer: from now on, for the time it has or for another one."""
+    options.check_ttl(ttl)
+    _change(name, home, config_file, **({"ttl": ttl} if ttl else {}))
+
+
+@app.command("fork")
+def fork(
+    name: NameArgument,
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE", help="Further documents, behind those it has."),
+    ] = None,
+    new_name: Annotated[
+        str | None, typer.Option("--name", help="What to call it.", show_default="after this one")
+    ] = None,
+    instructions: Annotated[
+        str | None,
+        typer.Option("--instructions", help="Others; then nothing of its KV can be shared."),
+    ] = None,
+    ttl: options.TtlOption = None,
+    home: options.HomeOption = None,
+    config_file: options.ConfigFileOption = None,
+) -> None:
+    """Make another context that begins with all of this one, and read only what is new."""
+    options.check_ttl(ttl)
+    if not files and not instructions:
+        raise typer.BadParameter("without FILEs or --instructions it is the same context")
+
+    from kvasir.cli.reading import sources_of, uploaded
+
+    wishes = {"name": new_name, "instructions": instructions, "ttl": ttl}
+    wanted: dict[str, Any] = {key: value for key, value in wishes.items() if value is not None}
+    with _contexts(home, config_file) as contexts:
+        parent = contexts.find(name)
+        began = int(time.time())
+        with sources_of(files or []) as sources, uploaded(contexts, sources) as ids:
+            wanted["file_ids"] = ids
+            child = contexts.fork(parent.id, wanted)
+        _read_and_tell(contexts, child, began, f"{parent.called}, forked")
+
+
+@app.command("export")
+def export(
+    name: NameArgument,
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="Where to.", show_default="CONTEXT.kvasir"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    home: options.HomeOption = None,
+    config_file: options.ConfigFileOption = None,
+) -> None:
+    """Write a context as one signed file, with its text and its KV."""
+    from kvasir.cli import show
+    from kvasir.cli.exporting import default_file, write_export
+
+    with _contexts(home, config_file) as contexts:
+        context = contexts.find(name)
+        target = file or default_file(context)
+        n_bytes = write_export(contexts, context, target, replace=force)
+    print(f"{context.called} is in {target} ({show.size(n_bytes)})")
+
+
+@app.command("import")
+def take_in(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `export` has written.")],
+    home: options.HomeOption = None,
+    config_file: options.ConfigFileOption = None,
+) -> None:
+    """Take in an exported context.
+
+    Its KV is taken as it is where this home or one of the setting trusted_signers has signed it;
+    else the text is read anew.
+    """
+    from kvasir.cli.exporting import read_export
+
+    with _contexts(home, config_file) as contexts:
+        began = int(time.time())
+        context = read_export(contexts, file)
+        _read_and_tell(contexts, context, began, file.stem)
+
+
+@app.command("rm")
+def remove(
+    names: Annotated[list[str], typer.Argument(metavar="CONTEXT", help="Names or ids.")],
+    yes: YesOption = False,
+    home: options.HomeOption = None,
+    config_file: options.ConfigFileOption = None,
+) -> None:
+    """Forget contexts: their text and their KV. What others share with them stays."""
+    from kvasir.cli.contexts_text import list_text
+
+    with _contexts(home, config_file) as contexts:
+        found = [contexts.find(name) for name in names]
+        if not yes and sys.stdin.isatty():
+            print(list_text(found), file=sys.stderr)
+            typer.confirm("forget this?", abort=True, err=True)
+        for context in found:
+            contexts.delete(context.id)
+            print(f"{context.called} is gone")
+
+
+@app.command("cancel")
+def cancel(
+    name: NameArgument,
+    home: options.HomeOption = None,
+    config_file: options.ConfigFileOption = None,
+) -> None:
+    """Stop reading a context; what was read is kept."""
+    from kvasir.cli.receipts import stopped_text
+
+    with _contexts(home, config_file) as contexts:
+        context = contexts.cancel(contexts.find(name).id)
+    if context.status == "cancelled":
+        print(stopped_text(context, context.processed))
+    else:
+        print(f"{context.called} is not being read: it is {context.status}")
+
+
+def _change(name: str, home: Any, config_file: Any, **wishes: Any) -> None:
+    from kvasir.cli.receipts import kept_text
+
+    with _contexts(home, config_file) as contexts:
+        context = contexts.change(contexts.find(name).id, **wishes)
+    print(f"{context.called}: {kept_text(context)}")
+
+
+def _read_and_tell(contexts: Contexts, context: Context, began: int, name: str) -> None:
+    """Follow the reading of a new context and print its receipt."""
+    from kvasir.cli.reading import follow, named
+    from kvasir.cli.receipts import receipt_text
+
+    context = named(contexts, context, name)
+    existed = context.created_at < began and context.status == "completed"
+    print(receipt_text(follow(contexts, context), existed=existed))
+
+
+@contextlib.contextmanager
+def _contexts(home: Any, config_file: Any) -> Iterator[Contexts]:
+    """The contexts of the home's server, or of one that lives as long as the block."""
+    config = load({"home": home}, file=config_file)
+
+    from kvasir.cli.connect import connect
+    from kvasir.cli.context_client import Contexts
+
+    with connect(config) as connection:
+        yield Contexts(connection.client)
