@@ -421,7 +421,7 @@ def test_what_others_share_or_hold_stays() -> None:
 def test_texts_that_share_beginnings_go_together(backwards: bool, write_bytes_per_s: float) -> None:
     """Sections of a document, say: what the others continue goes after them, in any order."""
     rng = random.Random(25)
-    made = engine(run_blocks=2, cap_bytes=10**6, write_bytes_per_s=write_bytes_per_s)
+    made = engine(run_blocks=6, cap_bytes=10**6, write_bytes_per_s=write_bytes_per_s)
     first, second = text(rng, 9), text(rng, 9)
     texts = [first + text(rng, 12), first + second + text(rng, 7), first + second + text(rng, 8)]
     for tokens in texts:
