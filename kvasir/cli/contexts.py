@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -153,11 +152,10 @@ def fork(
     wanted: dict[str, Any] = {key: value for key, value in wishes.items() if value is not None}
     with _contexts(home, config_file) as contexts:
         parent = contexts.find(name)
-        began = int(time.time())
         with sources_of(files or []) as sources, uploaded(contexts, sources) as ids:
             wanted["file_ids"] = ids
             child = contexts.fork(parent.id, wanted)
-        _read_and_tell(contexts, child, began, f"{parent.called}, forked")
+        _read_and_tell(contexts, child, f"{parent.called}, forked")
 
 
 @app.command("export")
@@ -196,9 +194,8 @@ def take_in(
     from kvasir.cli.exporting import read_export
 
     with _contexts(home, config_file) as contexts:
-        began = int(time.time())
         context = read_export(contexts, file)
-        _read_and_tell(contexts, context, began, file.stem)
+        _read_and_tell(contexts, context, file.stem)
 
 
 @app.command("rm")
@@ -246,13 +243,13 @@ def _change(name: str, home: Any, config_file: Any, **wishes: Any) -> None:
     print(f"{context.called}: {kept_text(context)}")
 
 
-def _read_and_tell(contexts: Contexts, context: Context, began: int, name: str) -> None:
+def _read_and_tell(contexts: Contexts, made: Context, name: str) -> None:
     """Follow the reading of a new context and print its receipt."""
     from kvasir.cli.reading import follow, named
     from kvasir.cli.receipts import receipt_text
 
-    context = named(contexts, context, name)
-    existed = context.created_at < began and context.status == "completed"
+    context = named(contexts, made, name)
+    existed = made.status == "completed"  # what is new is not read yet
     print(receipt_text(follow(contexts, context), existed=existed))
 
 

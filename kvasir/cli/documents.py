@@ -33,13 +33,7 @@ def plain_text(name: str, path: Path) -> PlainText | None:
     """
     with path.open("rb") as stream:
         data = stream.read(MOST_PLAIN_BYTES + 1)
-    try:
-        media_type = media.media_type_of(name, data)
-    except (UnsupportedFile, UnreadableFile) as error:
-        cause, _, advice = str(error).partition("; ")
-        raise RequestError(
-            f"{name} cannot be read\n{cause}\n{advice or media.WHAT_IS_TAKEN}", code=error.code
-        ) from error
+    media_type = media_type_of(name, data)
     if len(data) > MOST_PLAIN_BYTES or media_type not in media.TEXTUAL - {media.HTML}:
         return None
     try:
@@ -49,6 +43,18 @@ def plain_text(name: str, path: Path) -> PlainText | None:
     # As the reading of documents has it, so that a context of the same file is reused; and the name
     # alone: the same file by another way is the same prompt.
     return PlainText(name, normalised(text))
+
+
+def media_type_of(name: str, data: bytes) -> str:
+    """The media type of the file called ``name`` that begins with ``data``. Raises ``RequestError``
+    for what no text can be had of."""
+    try:
+        return media.media_type_of(name, data)
+    except (UnsupportedFile, UnreadableFile) as error:
+        cause, _, advice = str(error).partition("; ")
+        raise RequestError(
+            f"{name} cannot be read\n{cause}\n{advice or media.WHAT_IS_TAKEN}", code=error.code
+        ) from error
 
 
 def prompt_of(documents: Sequence[PlainText], question: str) -> str:

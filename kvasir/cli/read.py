@@ -91,14 +91,14 @@ def command(
                 if dry_run:
                     forecast = contexts.forecast(wanted)
                 else:
-                    context = named(contexts, contexts.create(wanted), name_after(files))
+                    made = contexts.create(wanted)
+                    context = named(contexts, made, name_after(files))
         if dry_run:
             title = name or name_after(files)
             print(json.dumps(dict(forecast.raw)) if as_json else forecast_text(title, forecast))
             return
-        existed = context.created_at < began
-        complete = existed and context.status == "completed"
-        if existed and not complete:
+        if made.status != "completed" and (made.created_at < began or made.processed):
             show.note(f"{context.called} was begun before; its reading goes on")
         context = follow(contexts, context)
-    print(json.dumps(dict(context.raw)) if as_json else receipt_text(context, existed=complete))
+    existed = made.status == "completed"  # what is new is not read yet
+    print(json.dumps(dict(context.raw)) if as_json else receipt_text(context, existed=existed))

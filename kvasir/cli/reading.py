@@ -18,8 +18,10 @@ from typing import IO
 from kvasir.cli import show
 from kvasir.cli.client import ServerError
 from kvasir.cli.context_client import ENDED, Context, Contexts, Reading, Unread
+from kvasir.cli.documents import media_type_of
 from kvasir.cli.receipts import duration, stopped_text, unread_lines
 from kvasir.core.errors import KvasirError, RequestError
+from kvasir.documents.media import FIRST_BYTES
 
 STDIN = "-"
 STDIN_NAME = "standard input"
@@ -40,7 +42,8 @@ def sources_of(paths: Sequence[str]) -> Iterator[list[Source]]:
     """The files at ``paths`` for the block: standard input is read first, a folder packed and told
     what of it is left out.
 
-    Raises ``RequestError`` for what is not there or cannot be packed.
+    Raises ``RequestError`` for what is not there, gives no text or cannot be packed: before any
+    model is loaded.
     """
     with contextlib.ExitStack() as stack:
         scratch: Path | None = None
@@ -63,16 +66,19 @@ def sources_of(paths: Sequence[str]) -> Iterator[list[Source]]:
 
 
 def _checked(path: str) -> Source:
-    """The file at ``path``, which can be opened."""
+    """The file at ``path``, which can be opened and looks as if it gave text."""
+    source = Source(Path(path).name, Path(path))
     try:
-        with Path(path).open("rb"):
-            return Source(Path(path).name, Path(path))
+        with source.path.open("rb") as stream:
+            head = stream.read(FIRST_BYTES)
     except (OSError, ValueError) as error:
         raise RequestError(
             f"cannot read {path}: {getattr(error, 'strerror', None) or error}\n"
             "the arguments are files and folders, and of `kvasir ask` the question last\n"
             'for example: kvasir ask report.pdf "Who wrote this?"'
         ) from error
+    media_type_of(source.name, head)
+    return source
 
 
 def _packed(folder: Path, target: Path) -> Source:

@@ -135,9 +135,12 @@ def unread_lines(unread: Sequence[Unread], most: int = _MOST_ROWS) -> list[str]:
     if not unread:
         return []
     rows = []
-    ordered = sorted(unread, key=lambda u: (u.document or "", u.what, u.reason, u.page or 0))
-    for (document, what, reason), found in groupby(
-        ordered, key=lambda u: (u.document, u.what, u.reason)
+    ordered = sorted(
+        unread,
+        key=lambda u: (u.document or "", u.what, u.reason, u.page is None, u.page or 0),
+    )
+    for (document, what, reason, _), found in groupby(
+        ordered, key=lambda u: (u.document, u.what, u.reason, u.page is None)
     ):
         members = list(found)
         pages = [u.page for u in members if u.page is not None]

@@ -79,10 +79,10 @@ def answer_text(answer: Mapping[str, Any]) -> str:
             "Given as quotes by the model, but NOT found in the text, so maybe made up:\n"
             + "\n".join(f"  - {_one_line(passage)} ({_place(passage)})" for passage in others)
         )
-    said = answer["answer"].strip()
-    if said:
-        source = "from the passages above" if verified else "from nothing that stands in the text"
-        blocks.append(f"The model's answer, generated {source}:\n{said}")
+    source = "from the passages above" if verified else "from nothing that stands in the text"
+    blocks.append(
+        f"The model's answer, generated {source}:\n{answer['answer'].strip() or '(none)'}"
+    )
     return "\n\n".join(blocks)
 
 

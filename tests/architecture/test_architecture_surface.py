@@ -71,7 +71,8 @@ ROUTES = {
 
 def test_commands() -> None:
     assert set(COMMANDS) == {
-        "serve", "ask", "chat", "pull", "cache", "keys", "tenants", "doctor", "bench"
+        "serve", "read", "contexts", "ask", "chat", "pull", "models", "cache", "keys", "tenants",
+        "doctor", "bench",
     }  # fmt: skip
 
 
