@@ -227,9 +227,8 @@ def _read(client: httpx2.Client, context_id: str, say: Say) -> dict[str, Any]:
         if time.monotonic() - told_s > 30:
             told_s = time.monotonic()
             progress = context["progress"]
-            say(
-                f"{progress['processed_tokens']:,} tokens at {progress['tokens_per_second']} a second"
-            )
+            rate = progress["tokens_per_second"]
+            say(f"{progress['processed_tokens']:,} tokens, {rate} a second")
         time.sleep(_LOOK_S)
 
 

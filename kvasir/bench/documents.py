@@ -1,5 +1,8 @@
-"""`kvasir bench documents`: is the right passage found, are altered quotes told apart, and what does
-a book that is longer than the window cost to read and to sweep. Its options and its output."""
+"""`kvasir bench documents`: its options and its output.
+
+Is the right passage found, are altered quotes told apart, and what does a book that is longer than
+the window cost to read and to sweep?
+"""
 
 from __future__ import annotations
 
@@ -162,17 +165,19 @@ def _lines(book: BookReport, weights: str, date: str) -> list[str]:
         f"  read in {book.read_s:.0f} s, {book.tokens / book.read_s:,.0f} tokens/s"
         + (f"; summaries {book.summaries_s:.0f} s" if book.summaries_s else ""),
     ]
-    for sweep in book.sweeps:
-        lines.append(
-            f"  a sweep in {sweep.seconds:.1f} s ({sweep.ask_s:.1f} asking, {sweep.join_s:.1f} "
-            f"joining; predicted {sweep.predicted_s:.1f}; loading alone {sweep.load_s:.1f}): "
-            f"{sweep.disk_tokens:,} tokens from disk, {sweep.memory_tokens:,} from memory, "
-            f"{sweep.computed_tokens:,} computed, {sweep.completion_tokens:,} answered; "
-            f"{sweep.found} found, {sweep.unverified} unverified, {sweep.empty} empty, "
-            f"{sweep.failed} failed"
-        )
-    for mode in ("sweep", "focus"):
-        lines.append(f"  planted facts missed by {mode}: {book.missed(mode)} of {n}")
+    lines += [
+        f"  a sweep in {sweep.seconds:.1f} s ({sweep.ask_s:.1f} asking, {sweep.join_s:.1f} "
+        f"joining; predicted {sweep.predicted_s:.1f}; loading alone {sweep.load_s:.1f}): "
+        f"{sweep.disk_tokens:,} tokens from disk, {sweep.memory_tokens:,} from memory, "
+        f"{sweep.computed_tokens:,} computed, {sweep.completion_tokens:,} answered; "
+        f"{sweep.found} found, {sweep.unverified} unverified, {sweep.empty} empty, "
+        f"{sweep.failed} failed"
+        for sweep in book.sweeps
+    ]
+    lines += [
+        f"  planted facts missed by {mode}: {book.missed(mode)} of {n}"
+        for mode in ("sweep", "focus")
+    ]
     first = sum(fact.rank <= 4 for fact in book.facts)
     lines.append(f"  the fact's section is among focus's first four: {first} of {n}")
     lines.append(f"  alone and in the whole sweep the same: {book.agree} of {len(book.sweeps)}")

@@ -27,6 +27,8 @@ from kvasir.core.errors import KvasirError
 from kvasir.core.requests import Request
 from kvasir.core.tiers import Tier
 
+_UNVERIFIED_SHOWN = 3
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
@@ -103,9 +105,11 @@ def answer(
         yield each
     ask_s = time.monotonic() - began_s
     passages = _best_first(told, ranking)
-    yield Joining(n_passages=len(passages))
+    # what could not be verified is shown as such, and nothing is concluded from it
+    verified = [passage for passage in passages if passage.verified]
+    yield Joining(n_passages=len(verified))
     began_s = time.monotonic()
-    text = join(library, row, question.text, passages, unwanted=unwanted)
+    text = join(library, row, question.text, verified, unwanted=unwanted)
     yield _answered(told, passages, text, question, ask_s, time.monotonic() - began_s)
 
 
@@ -135,6 +139,12 @@ def _best_first(told: Sequence[SectionAnswer], ranking: Sequence[RankedSection])
     return passages
 
 
+def _shown(passages: Sequence[Citation], n: int) -> tuple[Citation, ...]:
+    """The ``n`` first that were verified; where none was, a few of the others."""
+    verified = [passage for passage in passages if passage.verified]
+    return tuple(verified[:n] or passages[: min(n, _UNVERIFIED_SHOWN)])
+
+
 def _answered(
     told: Sequence[SectionAnswer],
     passages: Sequence[Citation],
@@ -146,7 +156,7 @@ def _answered(
     outcomes = [each.outcome for each in told]
     return Answered(
         answer=text,
-        passages=tuple(passages[: question.n_passages]),
+        passages=_shown(passages, question.n_passages),
         n_found=outcomes.count("found"),
         n_unverified=outcomes.count("unverified"),
         n_empty=outcomes.count("empty"),

@@ -148,9 +148,7 @@ class Reader:
             self._note_end(reading, "failed", str(error))
         except Exception:
             log.exception("reading %s failed", row.id)
-            self._note_end(
-                reading, "failed", _FAULT
-            )
+            self._note_end(reading, "failed", _FAULT)
         finally:
             self._leave(reading)
 

@@ -70,7 +70,7 @@ def routes(desk: Desk) -> APIRouter:
             wanted = Upload(
                 path=form.path,
                 filename=form.filename,
-                purpose=_purpose(form.fields.get("purpose")),
+                purpose=_purpose(form.fields.get("purpose", "user_data")),
                 n_bytes=form.n_bytes,
                 sha256=form.sha256,
                 expires_after_s=_expires(form.fields),
@@ -85,6 +85,8 @@ def routes(desk: Desk) -> APIRouter:
         tenant = desk.caller(request).tenant
         page = page_of(request, extra=("purpose",))
         purpose = page.extra.get("purpose")
+        if purpose is not None:
+            _purpose(purpose)
         rows = await workers.run(
             0,
             lambda: library.catalog.files.list(
@@ -107,7 +109,7 @@ def routes(desk: Desk) -> APIRouter:
 
     @router.get(
         "/v1/files/{file_id}/content",
-        responses={200: {"content": {"text/plain": {}}}, **error_docs(401, 403, 404, 500)},
+        responses={200: {"content": {"text/plain": {}}}, **error_docs(400, 401, 403, 404, 500)},
         summary="The text that was read from it",
     )
     async def content(request: Request, file_id: str) -> Response:
@@ -158,11 +160,10 @@ def _json(reply: Reply) -> Response:
     return Response(reply.wire(), media_type="application/json")
 
 
-def _purpose(value: str | None) -> str:
-    purpose = value or "user_data"
-    if purpose not in PURPOSES:
+def _purpose(value: str) -> str:
+    if value not in PURPOSES:
         raise bad_request(f"'purpose' must be one of {', '.join(PURPOSES)}.", "purpose")
-    return purpose
+    return value
 
 
 def _expires(fields: dict[str, str]) -> int | None:
@@ -190,7 +191,7 @@ _LISTING = {
             "schema": {"type": "integer", "minimum": 1, "maximum": 1000},
         },
         {"name": "order", "in": "query", "schema": {"type": "string", "enum": ["asc", "desc"]}},
-        {"name": "purpose", "in": "query", "schema": {"type": "string", "maxLength": 64}},
+        {"name": "purpose", "in": "query", "schema": {"type": "string", "enum": list(PURPOSES)}},
     ]
 }
 

@@ -48,7 +48,7 @@ _ERRORS = {
     507: "There is no room to keep it as promised",
 }
 _BODY_ERRORS = (400, 401, 403, 404, 408, 413, 415, 500)
-_GENERATION_ERRORS = (*_BODY_ERRORS, 429, 503)
+_GENERATION_ERRORS = (*_BODY_ERRORS, 409, 410, 429, 503)
 _BODIES: tuple[type[BaseModel], ...] = (
     ChatRequest,
     CompletionRequest,

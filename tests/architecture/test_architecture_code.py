@@ -43,6 +43,7 @@ ENVIRONMENT_READERS = {
     "kvasir/bench/peers.py": "a measuring program with settings of its own",
     "kvasir/bench/restore.py": "a measuring program with settings of its own",
     "kvasir/__init__.py": "tells OpenMP how long to spin, before torch is loaded",
+    "kvasir/bench/documents.py": "a measuring program with settings of its own",
     "kvasir/bench/quality.py": "a measuring program with settings of its own",
     "kvasir/bench/arms.py": "looks whether an engine's interpreter has it, in its environment",
     "kvasir/bench/engines/vllm.py": "tells which of vLLM's own variables hold",

@@ -3,7 +3,6 @@ is refused. Answers are functions of every token that was read, so wrong KV give
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -225,9 +224,7 @@ def test_a_stream_tells_every_section_and_then_the_answer(made: World) -> None:
         kinds: list[str] = []
         body = {"question": "In which year?", "mode": "focus", "sections": 3, "stream": True}
         with http.stream("POST", f"/v1/contexts/{context['id']}/ask", json=body) as reply:
-            for line in reply.iter_lines():
-                if line.startswith("event: "):
-                    kinds.append(line.removeprefix("event: "))
+            kinds += [line[7:] for line in reply.iter_lines() if line.startswith("event: ")]
         assert kinds == ["begun", "section", "section", "section", "joining", "answer"]
         chat = http.post(
             "/v1/chat/completions",

@@ -83,10 +83,10 @@ def test_every_answer_that_a_route_can_give_is_in_the_document(shared: World) ->
     paths = shared.app.openapi()["paths"]
     for path in ("/v1/chat/completions", "/v1/completions"):
         answers = paths[path]["post"]["responses"]
-        expected = {"200", "400", "401", "403", "404", "408", "413", "415", "429", "500", "503"}
-        assert set(answers) == expected
+        expected = "200 400 401 403 404 408 409 410 413 415 429 500 503"
+        assert set(answers) == set(expected.split())
         assert set(answers["200"]["content"]) == {"application/json", "text/event-stream"}
     for operations in paths.values():
         for operation in operations.values():
-            assert "422" not in operation["responses"]
+            assert "HTTPValidationError" not in str(operation["responses"].get("422"))
             assert {"400", "403"} <= set(operation["responses"])

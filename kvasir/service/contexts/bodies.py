@@ -28,6 +28,7 @@ def _name(value: Any) -> Any:
 
 
 Name = Annotated[str, BeforeValidator(_name), Field(max_length=128)]
+FileId = Annotated[str, Field(min_length=1, max_length=128)]
 MetaKey = Annotated[str, Field(min_length=1, max_length=64)]
 MetaValue = Annotated[str, Field(max_length=512)]
 Metadata = Annotated[dict[MetaKey, MetaValue], Field(max_length=16)]
@@ -57,7 +58,7 @@ class InputItem(Body):
     """A document: an uploaded file, or text."""
 
     type: Literal["input_file", "input_text"]
-    file_id: Annotated[str, Field(max_length=128)] | None = None
+    file_id: FileId | None = None
     text: str | None = None
     title: Annotated[str, Field(max_length=256)] | None = Field(
         default=None, description="The name of a text; `text` and its number, where there is none."
@@ -109,8 +110,8 @@ class ContextRequest(KeepingFields):
 
     model: ModelName | None = None
     input: Inputs = Field(default_factory=list)
-    file_ids: Annotated[list[Annotated[str, Field(max_length=128)]], Field(max_length=1000)] = (
-        Field(default_factory=list, description="Short for `input_file` items, behind `input`.")
+    file_ids: Annotated[list[FileId], Field(max_length=MAX_INPUTS)] = Field(
+        default_factory=list, description="Short for `input_file` items, behind `input`."
     )
     instructions: Annotated[str, Field(max_length=1_000_000)] | None = Field(
         default=None, description="The system message that its text begins with."
@@ -137,9 +138,7 @@ class ForkRequest(KeepingFields):
     """The body of `POST /v1/contexts/{id}/fork`: what the child has behind its parent's text."""
 
     input: Inputs = Field(default_factory=list)
-    file_ids: Annotated[list[Annotated[str, Field(max_length=128)]], Field(max_length=1000)] = (
-        Field(default_factory=list)
-    )
+    file_ids: Annotated[list[FileId], Field(max_length=MAX_INPUTS)] = Field(default_factory=list)
     instructions: Annotated[str, Field(max_length=1_000_000)] | None = Field(
         default=None, description="Others than the parent's: then nothing of its KV is shared."
     )

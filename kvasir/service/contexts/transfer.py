@@ -30,7 +30,7 @@ def routes(desk: Desk) -> APIRouter:
         "/v1/contexts/{context_id}/export",
         responses={
             200: {"content": {"application/octet-stream": {}}},
-            **error_docs(401, 403, 404, 409, 500),
+            **error_docs(400, 401, 403, 404, 409, 500),
         },
         summary="The context as one file, with its text and its KV, signed by this server",
     )

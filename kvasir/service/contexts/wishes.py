@@ -81,12 +81,13 @@ def _documents(
     documents: list[Document] = []
     files: list[str] = []
     unread: list[Mapping[str, Any]] = []
-    further = [InputItem(type="input_file", file_id=file_id) for file_id in file_ids]
-    for number, item in enumerate((*items, *further), start=1):
-        if item.file_id is None or item.type == "input_text":
+    sources: list[InputItem | str] = [*items, *file_ids]
+    for number, item in enumerate(sources, start=1):
+        if isinstance(item, InputItem) and item.type == "input_text":
             documents.append(_text(item, number))
             continue
-        row = filing.find(library, tenant, item.file_id)
+        file_id = item if isinstance(item, str) else item.file_id or ""
+        row = filing.find(library, tenant, file_id)
         extraction = filing.extracted(library, row)
         documents += extraction.documents
         files.append(row.id)

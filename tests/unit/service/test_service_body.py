@@ -259,7 +259,6 @@ NOT_YET: dict[str, Any] = {
     "skip_special_tokens": False,
     "mirostat": 2,
     "best_of": 2,
-    "context": "ctx_1",
 }
 
 
