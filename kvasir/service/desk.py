@@ -53,13 +53,19 @@ class Desk:
         parsed = await body.parse(request, model, not_yet, workers=self.workers, limits=self.limits)
         name: str | None = getattr(parsed, "model", None)
         if name is not None:
-            self.check_name(name.partition("@")[0])
+            self.check_name(name)
         return parsed
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The served model's name and its aliases."""
+        return (self.served.card.name, *self.served.card.aliases)
+
     def check_name(self, name: str) -> None:
-        """Raise a 404 unless ``name`` is the served model's name or an alias of it."""
+        """Raise a 404 unless ``name`` is the served model's name or an alias of it, with or without
+        "@" and a context behind it."""
         card = self.served.card
-        if name not in (card.name, *card.aliases):
+        if name not in self.names and name.rpartition("@")[0] not in self.names:
             raise ApiError(
                 404,
                 f"The model {name[:100]!r} does not exist here. This server serves "

@@ -7,6 +7,7 @@ OpenAI's clients.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -94,11 +95,11 @@ class GenerationFields(Body):
         description="While streaming, send chunks with `prompt_progress` as the prompt is read.",
     )
 
-    @property
-    def context_name(self) -> str | None:
-        """The context that is asked: named by its field, or behind the model's name."""
-        _, _, behind = (self.model or "").partition("@")
-        return self.context or behind or None
+    def context_name(self, models: Collection[str]) -> str | None:
+        """The context that is asked: named by its field, or behind the name of one of ``models``
+        (which may have an @ in them)."""
+        name, _, behind = (self.model or "").rpartition("@")
+        return self.context or (behind if name in models else None) or None
 
     @property
     def streaming(self) -> bool:

@@ -49,7 +49,7 @@ class SectionedChatReply(ChatReply):
 
 async def asked_context(desk: Desk, request: Request, body: GenerationFields) -> ContextRow | None:
     """The context that ``body`` asks, ready to be asked; None where it names none."""
-    name = body.context_name
+    name = body.context_name(desk.names)
     if name is None:
         return None
     tenant, library = desk.caller(request).tenant, desk.library
