@@ -36,6 +36,7 @@ def list_contexts(
         bool,
         typer.Option("--implicit", help="Texts that are kept only because they were asked about."),
     ] = False,
+    model: options.ModelOption = None,
     home: options.HomeOption = None,
     config_file: options.ConfigFileOption = None,
     as_json: options.JsonOption = False,
@@ -43,7 +44,7 @@ def list_contexts(
     """All contexts, the newest first."""
     from kvasir.cli.contexts_text import implicit_text, list_text
 
-    with _contexts(home, config_file) as contexts:
+    with _contexts(model, home, config_file) as contexts:
         if implicit:
             rows = contexts.implicit()
             print(json.dumps(rows, indent=2) if as_json else implicit_text(rows))
@@ -59,6 +60,7 @@ def show_context(
     sections: Annotated[
         bool, typer.Option("--sections", help="Its sections and their summaries, too.")
     ] = False,
+    model: options.ModelOption = None,
     home: options.HomeOption = None,
     config_file: options.ConfigFileOption = None,
     as_json: options.JsonOption = False,
@@ -66,7 +68,7 @@ def show_context(
     """One context: what it holds, where and how long it is kept, and what was not read."""
     from kvasir.cli.contexts_text import sections_text, show_text
 
-    with _contexts(home, config_file) as contexts:
+    with _contexts(model, home, config_file) as contexts:
         context = contexts.find(name)
         rows = contexts.sections(context.id) if sections else []
     if as_json:
@@ -82,11 +84,12 @@ def show_context(
 def rename(
     name: NameArgument,
     new_name: Annotated[str, typer.Argument(metavar="NAME")],
+    model: options.ModelOption = None,
     home: options.HomeOption = None,
     config_file: options.ConfigFileOption = None,
 ) -> None:
     """Give a context another name."""
-    with _contexts(home, config_file) as contexts:
+    with _contexts(model, home, config_file) as contexts:
         changed = contexts.change(contexts.find(name).id, name=new_name)
     print(f"{name} is {changed.called} now")
 
@@ -94,33 +97,36 @@ def rename(
 @app.command("pin")
 def pin(
     name: NameArgument,
+    model: options.ModelOption = None,
     home: options.HomeOption = None,
     config_file: options.ConfigFileOption = None,
 ) -> None:
     """Keep a context until it is unpinned or removed."""
-    _change(name, home, config_file, pinned=True)
+    _change(name, model, home, config_file, pinned=True)
 
 
 @app.command("unpin")
 def unpin(
     name: NameArgument,
+    model: options.ModelOption = None,
     home: options.HomeOption = None,
     config_file: options.ConfigFileOption = None,
 ) -> None:
     """Let a context expire again, as it did before it was pinned."""
-    _change(name, home, config_file, pinned=False)
+    _change(name, model, home, config_file, pinned=False)
 
 
 @app.command("renew")
 def renew(
     name: NameArgument,
     ttl: options.TtlOption = None,
+    model: options.ModelOption = None,
     home: options.HomeOption = None,
     config_file: options.ConfigFileOption = None,
 ) -> None:
     """Keep a context longer: from now on, for the time it has or for another one."""
     options.check_ttl(ttl)
-    _change(name, home, config_file, **({"ttl": ttl} if ttl else {}))
+    _change(name, model, home, config_file, **({"ttl": ttl} if ttl else {}))
 
 
 @app.command("fork")
@@ -138,6 +144,7 @@ def fork(
         typer.Option("--instructions", help="Others; then nothing of its KV can be shared."),
     ] = None,
     ttl: options.TtlOption = None,
+    model: options.ModelOption = None,
     home: options.HomeOption = None,
     config_file: options.ConfigFileOption = None,
 ) -> None:
@@ -150,7 +157,7 @@ def fork(
 
     wishes = {"name": new_name, "instructions": instructions, "ttl": ttl}
     wanted: dict[str, Any] = {key: value for key, value in wishes.items() if value is not None}
-    with _contexts(home, config_file) as contexts:
+    with _contexts(model, home, config_file) as contexts:
         parent = contexts.find(name)
         with sources_of(files or []) as sources, uploaded(contexts, sources) as ids:
             wanted["file_ids"] = ids
@@ -166,6 +173,7 @@ def export(
         typer.Argument(metavar="FILE", help="Where to.", show_default="CONTEXT.kvasir"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    model: options.ModelOption = None,
     home: options.HomeOption = None,
     config_file: options.ConfigFileOption = None,
 ) -> None:
@@ -173,7 +181,7 @@ def export(
     from kvasir.cli import show
     from kvasir.cli.exporting import default_file, write_export
 
-    with _contexts(home, config_file) as contexts:
+    with _contexts(model, home, config_file) as contexts:
         context = contexts.find(name)
         target = file or default_file(context)
         n_bytes = write_export(contexts, context, target, replace=force)
@@ -183,6 +191,7 @@ def export(
 @app.command("import")
 def take_in(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What `export` has written.")],
+    model: options.ModelOption = None,
     home: options.HomeOption = None,
     config_file: options.ConfigFileOption = None,
 ) -> None:
@@ -193,7 +202,7 @@ def take_in(
     """
     from kvasir.cli.exporting import read_export
 
-    with _contexts(home, config_file) as contexts:
+    with _contexts(model, home, config_file) as contexts:
         context = read_export(contexts, file)
         _read_and_tell(contexts, context, file.stem)
 
@@ -202,13 +211,14 @@ def take_in(
 def remove(
     names: Annotated[list[str], typer.Argument(metavar="CONTEXT", help="Names or ids.")],
     yes: YesOption = False,
+    model: options.ModelOption = None,
     home: options.HomeOption = None,
     config_file: options.ConfigFileOption = None,
 ) -> None:
     """Forget contexts: their text and their KV. What others share with them stays."""
     from kvasir.cli.contexts_text import list_text
 
-    with _contexts(home, config_file) as contexts:
+    with _contexts(model, home, config_file) as contexts:
         found = [contexts.find(name) for name in names]
         if not yes and sys.stdin.isatty():
             print(list_text(found), file=sys.stderr)
@@ -221,13 +231,14 @@ def remove(
 @app.command("cancel")
 def cancel(
     name: NameArgument,
+    model: options.ModelOption = None,
     home: options.HomeOption = None,
     config_file: options.ConfigFileOption = None,
 ) -> None:
     """Stop reading a context; what was read is kept."""
     from kvasir.cli.receipts import stopped_text
 
-    with _contexts(home, config_file) as contexts:
+    with _contexts(model, home, config_file) as contexts:
         context = contexts.cancel(contexts.find(name).id)
     if context.status == "cancelled":
         print(stopped_text(context, context.processed))
@@ -235,10 +246,10 @@ def cancel(
         print(f"{context.called} is not being read: it is {context.status}")
 
 
-def _change(name: str, home: Any, config_file: Any, **wishes: Any) -> None:
+def _change(name: str, model: Any, home: Any, config_file: Any, **wishes: Any) -> None:
     from kvasir.cli.receipts import kept_text
 
-    with _contexts(home, config_file) as contexts:
+    with _contexts(model, home, config_file) as contexts:
         context = contexts.change(contexts.find(name).id, **wishes)
     print(f"{context.called}: {kept_text(context)}")
 
@@ -254,9 +265,9 @@ def _read_and_tell(contexts: Contexts, made: Context, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _contexts(home: Any, config_file: Any) -> Iterator[Contexts]:
+def _contexts(model: str | None, home: Any, config_file: Any) -> Iterator[Contexts]:
     """The contexts of the home's server, or of one that lives as long as the block."""
-    config = load({"home": home}, file=config_file)
+    config = load({"model": model, "home": home}, file=config_file)
 
     from kvasir.cli.connect import connect
     from kvasir.cli.context_client import Contexts
