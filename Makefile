@@ -24,6 +24,7 @@
 # KVASIR_TEST_SERVER_KILLS      kill -9 of a whole server without weights           (test:     20)
 # KVASIR_TEST_KEEPING_KILLS     kill -9 while texts are held and imported           (test:      8)
 # KVASIR_TEST_PARCEL_FLIPS      flipped bits of exported KV                         (test:  1,000)
+# KVASIR_TEST_CONTEXT_KILLS     kill -9 of servers at work on files and contexts    (test:    200)
 # KVASIR_TEST_REAL_KILLS        kill -9 of a server on the demonstration model      (test:      3)
 # KVASIR_TEST_MACHINE_EXAMPLES  courses that Hypothesis tries of each state machine (test: 80, 150)
 # KVASIR_TEST_SEED              of the killed servers' conversations                (test:      0)
@@ -56,6 +57,7 @@ soak: $(VENV)/.installed-dev
 	KVASIR_TEST_SERVER_KILLS=$${KVASIR_TEST_SERVER_KILLS:-300} \
 	KVASIR_TEST_KEEPING_KILLS=$${KVASIR_TEST_KEEPING_KILLS:-300} \
 	KVASIR_TEST_PARCEL_FLIPS=$${KVASIR_TEST_PARCEL_FLIPS:-100000} \
+	KVASIR_TEST_CONTEXT_KILLS=$${KVASIR_TEST_CONTEXT_KILLS:-5000} \
 	KVASIR_TEST_REAL_KILLS=$${KVASIR_TEST_REAL_KILLS:-30} \
 	KVASIR_TEST_MACHINE_EXAMPLES=$${KVASIR_TEST_MACHINE_EXAMPLES:-5000} \
 	  $(VENV)/bin/python -m pytest -v --durations=10 --timeout=86400 $(ARGS)
