@@ -16,11 +16,12 @@ from kvasir.contexts.citations import Citation
 from kvasir.contexts.library import Library
 from kvasir.contexts.outline import room_tokens
 from kvasir.contexts.summaries import fitting
+from kvasir.core.errors import RequestError
 from kvasir.core.requests import Request
 
 MAX_TOKENS = 256  # of an answer
 _WIDTH = 8
-_FRAME_TOKENS = 192  # of the question's words and what the template writes
+_LEAST_TOKENS = 64  # for passages, in a prompt
 _FROM_PASSAGES = (
     "Passages of the document:\n\n{parts}\n\n"
     "Question: {question}\n\n"
@@ -47,28 +48,37 @@ def join(
     """One answer to ``question`` from ``passages``; empty where there are none. Raises
     ``Cancelled``, and ``RequestError`` where the question alone is too long."""
     parts = [written(passage) for passage in passages]
-    window = library.card.window
-    n_question = len(library.codec.tokenizer.encode(question, special=False))
-    most = window - room_tokens(window) - _FRAME_TOKENS - n_question
+    window, tokenizer = library.card.window, library.codec.tokenizer
+    n_frame = len(plain_ids(library, _FROM_PASSAGES.format(parts="", question=question)))
+    most = window - room_tokens(window) - n_frame
+    if most < _LEAST_TOKENS:
+        raise RequestError(
+            f"The question leaves no room for passages in the window of {window} tokens. Ask a "
+            "shorter one.",
+            param="question",
+        )
     answer = ""
+    limit = most - 1
     while parts:
-        lengths = library.codec.tokenizer.count(parts)
-        cut = [_cut(library, part, n, most) for part, n in zip(parts, lengths, strict=True)]
-        groups = list(fitting(cut, [min(n, most) + 1 for n in lengths], most))
+        cut = [_cut(library, part, limit) for part in parts]
+        groups = list(fitting(cut, [n + 1 for n in tokenizer.count(cut)], most))
         answers = list(_answers(library, row, question, groups, unwanted))
         answer = next((a for a in answers if a), "")
         if len(groups) == 1:
             break
         parts = [f"- {each}" for each in answers if each]
+        limit = most // 2 - 1  # two at least go together, so that every level is a smaller one
     return answer
 
 
-def _cut(library: Library, part: str, n_tokens: int, most: int) -> str:
-    """``part``, which one prompt has to hold: only a passage that is longer than a window's room is
-    ever shortened, and its end says so."""
-    if n_tokens <= most:
-        return part
-    return part[: max(1, len(part) * most // (2 * n_tokens))] + " …"
+def _cut(library: Library, part: str, limit: int) -> str:
+    """``part`` in at most ``limit`` tokens. What is shortened, which only what is longer than half
+    of a window's room ever is, says so at its end."""
+    shown = part
+    while library.codec.tokenizer.count([shown])[0] > limit:
+        part = part[: len(part) // 2]
+        shown = f"{part} …"
+    return shown
 
 
 def _answers(
@@ -89,7 +99,7 @@ def _answers(
                 id=request_id,
                 namespace=library.namespace_of(row.tenant),
                 tokens=plain_ids(library, text),
-                max_tokens=MAX_TOKENS,
+                max_tokens=min(MAX_TOKENS, room_tokens(library.card.window)),
                 stop_token_ids=library.codec.tokenizer.eos_ids,
                 transient=True,
             )
