@@ -97,7 +97,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
         ('"It was the third day of May in that year."', "found", 1),
         ('"It was the fourth day of May in that year."', "unverified", 1),
         (
-            '"It was the fourth day of May in that year." "The raven sat upon the roof of the house."',
+            '"It was the fourth day of May in that year." '
+            '"The raven sat upon the roof of the house."',
             "found",
             2,
         ),
