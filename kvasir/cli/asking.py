@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from kvasir.cli import show
 from kvasir.cli.answer import PromptTooLong, print_answer
 from kvasir.cli.connect import Connection
 from kvasir.cli.context_client import ENDED, Context, Contexts
 from kvasir.cli.documents import PlainText, prompt_of
-from kvasir.cli.reading import Source, follow, named, uploaded
+from kvasir.cli.reading import NoRoom, Source, create, follow, named, uploaded
 from kvasir.cli.receipts import short_receipt
 from kvasir.cli.section_answer import print_section_answer
 
@@ -82,11 +83,21 @@ def _made(connection: Connection, sources: Sequence[Source], name: str) -> Conte
     with uploaded(contexts, sources) as ids, show.working("counting tokens"):
         existing = contexts.forecast({"file_ids": ids}).existing
         context = contexts.find(existing) if existing is not None else None
-        if context is None or (context.status in ENDED and context.status != "completed"):
+        if context is not None and context.status == "completed":
+            return context
+        if context is None or context.status in ENDED:
             keep = "kv" if context is None else str(context.raw["keep"])
-            context = named(contexts, contexts.create({"file_ids": ids, "keep": keep}), name)
-    if context.status == "completed":
-        return context
+            context = named(contexts, _created(contexts, {"file_ids": ids, "keep": keep}), name)
     context = follow(contexts, context)
     show.note(short_receipt(context))
     return context
+
+
+def _created(contexts: Contexts, wanted: Mapping[str, Any]) -> Context:
+    """A new context; of its text alone where there is no room for its KV, which is told."""
+    try:
+        return create(contexts, wanted)
+    except NoRoom as error:
+        fact = str(error).splitlines()[0]
+        show.note(f"{fact}\n  so its text alone is kept; `kvasir read --dry-run` has the choices")
+        return create(contexts, {**wanted, "keep": "text"})

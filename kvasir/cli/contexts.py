@@ -179,13 +179,15 @@ def export(
 ) -> None:
     """Write a context as one signed file, with its text and its KV."""
     from kvasir.cli import show
-    from kvasir.cli.exporting import default_file, write_export
+    from kvasir.cli.exporting import default_file, signer_here, write_export
 
     with _contexts(model, home, config_file) as contexts:
         context = contexts.find(name)
         target = file or default_file(context)
         n_bytes = write_export(contexts, context, target, replace=force)
     print(f"{context.called} is in {target} ({show.size(n_bytes)})")
+    signer = signer_here(load({"home": home}, file=config_file).home)
+    show.note(f"signed by {signer}: homes that have it in trusted_signers take the KV as it is")
 
 
 @app.command("import")
@@ -200,11 +202,17 @@ def take_in(
     Its KV is taken as it is where this home or one of the setting trusted_signers has signed it;
     else the text is read anew.
     """
-    from kvasir.cli.exporting import read_export
+    from kvasir.cli import show
+    from kvasir.cli.exporting import read_export, signer_of
 
     with _contexts(model, home, config_file) as contexts:
         context = read_export(contexts, file)
-        _read_and_tell(contexts, context, file.stem)
+        computed = _read_and_tell(contexts, context, file.stem)
+    if computed:
+        show.note(
+            f"{computed:,} tokens were computed anew: the signer {signer_of(file)} is not in "
+            "trusted_signers, or that KV is of another model or another numeric format"
+        )
 
 
 @app.command("rm")
@@ -254,14 +262,16 @@ def _change(name: str, model: Any, home: Any, config_file: Any, **wishes: Any) -
     print(f"{context.called}: {kept_text(context)}")
 
 
-def _read_and_tell(contexts: Contexts, made: Context, name: str) -> None:
-    """Follow the reading of a new context and print its receipt."""
+def _read_and_tell(contexts: Contexts, made: Context, name: str) -> int:
+    """Follow the reading of a new context and print its receipt; how many tokens were computed."""
     from kvasir.cli.reading import follow, named
     from kvasir.cli.receipts import receipt_text
 
     context = named(contexts, made, name)
     existed = made.status == "completed"  # what is new is not read yet
-    print(receipt_text(follow(contexts, context), existed=existed))
+    context = follow(contexts, context)
+    print(receipt_text(context, existed=existed))
+    return 0 if existed else context.computed
 
 
 @contextlib.contextmanager

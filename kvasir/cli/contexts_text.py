@@ -70,7 +70,9 @@ def show_text(context: Context) -> str:
         (
             "read",
             f"in {duration(context.read_s)}: {context.computed:,} tokens computed, "
-            f"{context.reused:,} kept already",
+            f"{context.reused:,} kept already"
+            if context.kept != "text"
+            else "whenever it is asked",
         ),
         ("stored", kept_text(context).removeprefix("kept ")),
         ("asked", asked),

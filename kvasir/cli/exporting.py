@@ -52,6 +52,21 @@ def write_export(contexts: Contexts, context: Context, target: Path, *, replace:
     return n_bytes
 
 
+def signer_here(home: Path) -> str:
+    """The public key, in hex, with which this home signs."""
+    from kvasir.contexts.portable import public_hex, signing_key
+
+    return public_hex(signing_key(home / "signing.key"))
+
+
+def signer_of(file: Path) -> str:
+    """The public key, in hex, that signed an exported file. Raises ``RequestError``."""
+    from kvasir.contexts.portable import PortableFile
+
+    with PortableFile(file) as opened:
+        return opened.signer
+
+
 def read_export(contexts: Contexts, file: Path) -> Context:
     """The context in ``file``, taken in. Raises ``RequestError`` where it cannot be read."""
     try:

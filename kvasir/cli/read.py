@@ -69,7 +69,7 @@ def command(
     from kvasir.cli import show
     from kvasir.cli.connect import connect
     from kvasir.cli.context_client import Contexts
-    from kvasir.cli.reading import follow, name_after, named, sources_of, uploaded
+    from kvasir.cli.reading import create, follow, name_after, named, sources_of, uploaded
     from kvasir.cli.receipts import forecast_text, receipt_text
 
     wishes: dict[str, Any] = {
@@ -91,7 +91,7 @@ def command(
                 if dry_run:
                     forecast = contexts.forecast(wanted)
                 else:
-                    made = contexts.create(wanted)
+                    made = create(contexts, wanted)
                     context = named(contexts, made, name_after(files))
         if dry_run:
             title = name or name_after(files)

@@ -10,16 +10,16 @@ import contextlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from kvasir.cli import show
 from kvasir.cli.client import ServerError
 from kvasir.cli.context_client import ENDED, Context, Contexts, Reading, Unread
 from kvasir.cli.documents import media_type_of
-from kvasir.cli.receipts import duration, stopped_text, unread_lines
+from kvasir.cli.receipts import duration, refusal_words, stopped_text, unread_lines
 from kvasir.core.errors import KvasirError, RequestError
 from kvasir.documents.media import FIRST_BYTES
 
@@ -27,6 +27,10 @@ STDIN = "-"
 STDIN_NAME = "standard input"
 _MOST_NAME_CHARS = 120
 _MOST_NAMES = 100
+
+
+class NoRoom(ServerError):
+    """Its KV could not be kept as promised, so nothing was begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +126,16 @@ def refusal_lines(message: str) -> str:
     fact, _, why = message.partition(": ")
     cause, _, rest = why.partition("; ")
     return "\n".join(line for line in (fact, cause, rest) if line)
+
+
+def create(contexts: Contexts, wanted: Mapping[str, Any]) -> Context:
+    """The context that ``wanted`` describes. Raises ``NoRoom`` and ``ServerError``."""
+    try:
+        return contexts.create(wanted)
+    except ServerError as error:
+        if error.code != "storage_full":
+            raise
+        raise NoRoom(refusal_words(str(error)), code=error.code) from error
 
 
 def name_after(paths: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from kvasir.cli import show
+from kvasir.cli.client import in_lines
 from kvasir.cli.columns import moment
 from kvasir.cli.context_client import Context, Forecast, Unread
 
@@ -35,10 +36,8 @@ def receipt_text(context: Context, *, existed: bool = False, again: str = "") ->
 def short_receipt(context: Context) -> str:
     """The same in one line, for a question that needed the reading."""
     parts = f" in {show.count(context.sections, 'section')}" if context.sectioned else ""
-    line = (
-        f"{context.called}: {context.tokens:,} tokens{parts} read in {duration(context.read_s)}; "
-        f"{kept_text(context)}"
-    )
+    read = f" read in {duration(context.read_s)}" if context.kept != "text" else ""
+    line = f"{context.called}: {context.tokens:,} tokens{parts}{read}; {kept_text(context)}"
     missing = len(context.unread)
     if missing:
         name = shlex.quote(context.called)
@@ -125,9 +124,14 @@ def forecast_text(name: str, forecast: Forecast) -> str:
     room = "there is room for it" if forecast.fits else "there is no room for it"
     lines.append(f"  its KV takes {show.size(forecast.n_bytes)}; {room}")
     if forecast.refusal:
-        lines.append(f"  {forecast.refusal}")
+        lines += [f"  {line}" for line in refusal_words(forecast.refusal).splitlines()]
     lines += [f"  {line}" for line in unread_lines(forecast.unread)]
     return "\n".join([*lines, "nothing was done"])
+
+
+def refusal_words(message: str) -> str:
+    """Why there is no room, in lines and with the words of the command line."""
+    return in_lines(message.replace('keep: "text"', "--keep text"))
 
 
 def unread_lines(unread: Sequence[Unread], most: int = _MOST_ROWS) -> list[str]:

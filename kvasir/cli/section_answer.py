@@ -17,6 +17,7 @@ from kvasir.cli.receipts import duration
 from kvasir.core.errors import KvasirError
 
 _MOST_PROBLEMS = 3
+_MOST_CHARS = 300  # of a passage that was not quoted
 _NEXT_RANKED = 3  # that are shown behind those that are asked
 
 
@@ -79,6 +80,11 @@ def answer_text(answer: Mapping[str, Any]) -> str:
             "Given as quotes by the model, but NOT found in the text, so maybe made up:\n"
             + "\n".join(f"  - {_one_line(passage)} ({_place(passage)})" for passage in others)
         )
+    if not verified and answer["closest"]:
+        blocks.append(
+            "What goes best with the question by its words, found without the model:\n"
+            + "\n".join(f"  “{_short(each)}”\n    {_place(each)}" for each in answer["closest"])
+        )
     source = "from the passages above" if verified else "from nothing that stands in the text"
     blocks.append(
         f"The model's answer, generated {source}:\n{answer['answer'].strip() or '(none)'}"
@@ -88,6 +94,11 @@ def answer_text(answer: Mapping[str, Any]) -> str:
 
 def _one_line(passage: Mapping[str, Any]) -> str:
     return " ".join(str(passage["text"]).split())
+
+
+def _short(passage: Mapping[str, Any]) -> str:
+    text = _one_line(passage)
+    return text if len(text) <= _MOST_CHARS else text[:_MOST_CHARS].rsplit(" ", 1)[0] + " …"
 
 
 def _place(passage: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@ documents are read once, kept, asked, moved, and nothing is done halfway."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -33,12 +34,11 @@ LONG = "\n\n".join(
 )
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A home on which a server runs."""
-    path = tmp_path_factory.mktemp("home") / "home"
+@contextlib.contextmanager
+def serving(path: Path, disk_gib: float) -> Iterator[Path]:
+    """The home at ``path`` with a server on it."""
     home = open_home(path)
-    config = Config(home=path, disk_gib=1)
+    config = Config(home=path, disk_gib=disk_gib)
     client, _, _, geometry = make_engine(stored=config)
     with home.own() as owned, owned.bind_socket() as sock:
         made = make_served(client, geometry, home=path, secret=owned.secret())
@@ -51,6 +51,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         )
         with listening_in_background(listener):
             yield path
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home on which a server runs."""
+    with serving(tmp_path_factory.mktemp("home") / "home", 1) as path:
+        yield path
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +155,24 @@ def test_a_long_text_is_asked_section_by_section() -> None:
     assert shown.count("CHAPTER") >= 5
 
 
+def test_without_room_nothing_is_read_and_the_text_can_be_asked_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write("roomy.txt", LONG)
+    with serving(tmp_path / "small home", 0.0001) as small:
+        monkeypatch.setenv("KVASIR_HOME", str(small))
+        assert "there is no room for it" in run("read", path, "--dry-run").stdout
+        refused = run("read", path, ok=False)
+        assert "--disk-gib" in refused.stderr
+        assert "--keep text" in refused.stderr
+        assert told("contexts", "list") == []
+        asked = run("ask", path, "1705", "--mode", "focus", "--sections", "1")
+        assert "its text alone is kept" in asked.stderr
+        assert re.search(r"1 of \d+ sections asked", asked.stderr)
+        (kept,) = told("contexts", "list")
+        assert kept["keep"] == "text"
+
+
 def test_a_changed_file_is_another_context_with_a_name_of_its_own() -> None:
     for text in ("One. " * 20, "Two. " * 20):
         write("changed.txt", text)
@@ -190,7 +215,8 @@ def test_a_context_goes_to_a_file_and_comes_back() -> None:
     assert "moved.txt is in moved.txt.kvasir" in run("contexts", "export", "moved.txt").stdout
     refused = run("contexts", "export", "moved.txt", ok=False)
     assert "is there already" in refused.stderr
-    run("contexts", "export", "moved.txt", "--force")
+    exported = run("contexts", "export", "moved.txt", "--force")
+    assert re.search(r"signed by [0-9a-f]{64}: ", exported.stderr)
     run("contexts", "rm", "moved.txt", "-y")
     back = run("contexts", "import", "moved.txt.kvasir")
     assert "moved.txt is read" in back.stdout

@@ -81,7 +81,7 @@ def test_the_short_receipt_counts_what_is_missing() -> None:
     missing = (Unread("a", 3, "page", "scanned"), Unread(None, None, "file", "empty"))
     assert "2 things not read" in short_receipt(context(unread=missing))
     assert "not read" not in short_receipt(context())
-    assert "in 7 sections" in short_receipt(context(sectioned=True, sections=7))
+    assert "in 7 sections read in" in short_receipt(context(sectioned=True, sections=7))
 
 
 def test_a_stopped_reading_says_how_much_is_kept() -> None:
