@@ -22,12 +22,14 @@ from kvasir.contexts.focus import RankedSection, Ranker
 from kvasir.contexts.joining import MAX_TOKENS, join
 from kvasir.contexts.library import Library
 from kvasir.contexts.miss_rates import MissRate, measured
+from kvasir.contexts.ordering import best_first
 from kvasir.contexts.sweep import SectionAnswer, sweep
 from kvasir.core.errors import KvasirError
 from kvasir.core.requests import Request
 from kvasir.core.tiers import Tier
 
 _UNVERIFIED_SHOWN = 3
+_CLOSEST = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,7 @@ class Answered:
 
     answer: str
     passages: tuple[Citation, ...]
+    closest: tuple[Citation, ...]  # to the question by their words; no model had a say in them
     n_found: int
     n_unverified: int
     n_empty: int
@@ -84,7 +87,7 @@ def answer(
     definition = library.definition(row)
     library.catalog.contexts.touch(row.tenant, row.id, library.now())
     if not row.sectioned:
-        yield from _whole(library, row, definition, question, unwanted)
+        yield from _whole(library, ranker, row, definition, question, unwanted)
         return
     sections = library.sections(row)
     ranking = ranker.rank(row, definition, sections, question.text)
@@ -104,39 +107,14 @@ def answer(
         told.append(each)
         yield each
     ask_s = time.monotonic() - began_s
-    passages = _best_first(told, ranking)
+    passages = best_first(told, ranking, question.text)
     # what could not be verified is shown as such, and nothing is concluded from it
     verified = [passage for passage in passages if passage.verified]
     yield Joining(n_passages=len(verified))
     began_s = time.monotonic()
     text = join(library, row, question.text, verified, unwanted=unwanted)
-    yield _answered(told, passages, text, question, ask_s, time.monotonic() - began_s)
-
-
-def _best_first(told: Sequence[SectionAnswer], ranking: Sequence[RankedSection]) -> list[Citation]:
-    """What was found, verified before unverified, by how well its section goes with the question;
-    each place once."""
-    place = {ranked.section.index: number for number, ranked in enumerate(ranking)}
-    last = len(place)
-    found = [
-        (not passage.verified, place.get(each.section.index, last), number, passage)
-        for each in told
-        for number, passage in enumerate(each.passages)
-        if passage.verified or each.outcome == "unverified"
-    ]
-    seen: set[tuple[int, int, int, str]] = set()
-    passages: list[Citation] = []
-    for *_, passage in sorted(found, key=lambda entry: entry[:3]):
-        key = (
-            passage.document,
-            passage.start,
-            passage.end,
-            "" if passage.verified else passage.text,
-        )
-        if key not in seen:
-            seen.add(key)
-            passages.append(passage)
-    return passages
+    closest = ranker.closest(row, definition, question.text, _CLOSEST)
+    yield _answered(told, passages, closest, text, question, ask_s, time.monotonic() - began_s)
 
 
 def _shown(passages: Sequence[Citation], n: int) -> tuple[Citation, ...]:
@@ -148,6 +126,7 @@ def _shown(passages: Sequence[Citation], n: int) -> tuple[Citation, ...]:
 def _answered(
     told: Sequence[SectionAnswer],
     passages: Sequence[Citation],
+    closest: tuple[Citation, ...],
     text: str,
     question: Question,
     ask_s: float,
@@ -157,6 +136,7 @@ def _answered(
     return Answered(
         answer=text,
         passages=_shown(passages, question.n_passages),
+        closest=closest,
         n_found=outcomes.count("found"),
         n_unverified=outcomes.count("unverified"),
         n_empty=outcomes.count("empty"),
@@ -172,6 +152,7 @@ def _answered(
 
 def _whole(
     library: Library,
+    ranker: Ranker,
     row: ContextRow,
     definition: Definition,
     question: Question,
@@ -206,6 +187,7 @@ def _whole(
         yield Answered(
             answer=text,
             passages=tuple(p for p in passages if p.verified)[: question.n_passages],
+            closest=ranker.closest(row, definition, question.text, _CLOSEST),
             n_found=int(any(p.verified for p in passages)),
             n_unverified=int(bool(passages) and not any(p.verified for p in passages)),
             n_empty=int(not passages),

@@ -136,6 +136,13 @@ class Ranker:
         n_summaries = sum(1 for section in sections if section.summary)
         return self._index(row, definition, n_summaries).rank(sections, question)
 
+    def closest(
+        self, row: ContextRow, definition: Definition, question: str, n: int
+    ) -> tuple[Citation, ...]:
+        """The ``n`` passages of ``row`` whose words go best with ``question``."""
+        found = self._index(row, definition, None).search(question, n)
+        return tuple(passage for passage, _ in found)
+
     def search(self, row: ContextRow, query: str, n: int) -> tuple[tuple[Citation, float], ...]:
         """The ``n`` passages of ``row`` that go best with ``query``, with their scores."""
         return self._index(row, None, None).search(query, n)

@@ -17,24 +17,23 @@ from kvasir.contexts.library import Library
 from kvasir.contexts.outline import room_tokens
 from kvasir.contexts.summaries import fitting
 from kvasir.core.errors import RequestError
-from kvasir.core.requests import Request
+from kvasir.core.requests import Request, Sampling
 
-MAX_TOKENS = 256  # of an answer
+MAX_TOKENS = 192  # of an answer of one or two sentences
+# the likeliest answer; small models go round in circles without the penalty
+_SAMPLING = Sampling(temperature=0.0, repetition_penalty=1.1)
 _WIDTH = 8
 _LEAST_TOKENS = 64  # for passages, in a prompt
 _FROM_PASSAGES = (
-    "Passages of the document:\n\n{parts}\n\n"
-    "Question: {question}\n\n"
-    "Answer the question in one or two sentences, from these passages alone. If they do not answer "
-    "it, say so."
+    "Passages of a document:\n\n{parts}\n\n"
+    "Answer this question in one or two sentences, from these passages alone. If they do not "
+    "answer it, say so.\n\n{question}"
 )
 
 
 def written(passage: Citation) -> str:
-    """A passage as it stands in a prompt, with its place."""
-    page = f"page {passage.page_label}" if passage.page_label else ""
-    where = ", ".join(part for part in (page, " > ".join(passage.title_path)) if part)
-    return f"- ({where or passage.name}) {' '.join(passage.text.split())}"
+    """A passage as it stands in a prompt, on one line."""
+    return f"- {' '.join(passage.text.split())}"
 
 
 def join(
@@ -100,6 +99,7 @@ def _answers(
                 namespace=library.namespace_of(row.tenant),
                 tokens=plain_ids(library, text),
                 max_tokens=min(MAX_TOKENS, room_tokens(library.card.window)),
+                sampling=_SAMPLING,
                 stop_token_ids=library.codec.tokenizer.eos_ids,
                 transient=True,
             )

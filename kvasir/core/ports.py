@@ -135,8 +135,9 @@ class Engine(Protocol):
         ...
 
     def drop(self, namespace: bytes, texts: Sequence[Sequence[int]]) -> None:
-        """Forget what is stored and idle of ``texts``, but for what is held and what another kept
-        text continues. Let go first."""
+        """Forget what is stored and idle of ``texts``, and of what continues them, as the questions
+        that were asked on them do; but not what is held, nor what another kept text shares with
+        them. Let go first."""
         ...
 
     def parcels(self, namespace: bytes, tokens: Sequence[int]) -> Iterator[bytes]:

@@ -110,16 +110,18 @@ class Keeping:
     # forgetting ----------------------------------------------------------------------------------
 
     def drop(self, texts: Iterable[KeyedText]) -> None:
-        """Forget what is stored and idle of ``texts``, but for what is held or what another kept
-        text continues. What of it is just being saved is forgotten when that has ended."""
+        """Forget what is stored and idle of ``texts`` and of what continues them, but for what is
+        held and what another kept text shares with them. What of it is just being saved is
+        forgotten when that has ended."""
         together = tuple(texts)
         for shelf in self._stored.shelves:
             # what one of them begins with may be what another continues: it goes after that
             while sum(self._drop_stored(shelf, text) for text in together):
                 pass
+        keys = {key for text in together for key in text.all_keys}
         for text in together:
-            self._drop_from_pool(text)
-        saves = frozenset[int]().union(*(self._saver.saves_of(t.all_keys) for t in together))
+            keys.update(self._drop_from_pool(text))
+        saves = self._saver.saves_of(keys)
         if saves:
             self._dropped.append((together, saves))
 
@@ -246,27 +248,50 @@ class Keeping:
         )
 
     def _drop_stored(self, shelf: Shelf, text: KeyedText) -> int:
-        """How many records of ``text`` went."""
-        n_records = 0
-        own = set(text.all_keys)
-        for key in reversed(text.all_keys):
-            for block in shelf.all_of(key):
-                extent = block.extent
-                needed = shelf.is_held(extent.name) or shelf.followers(extent.name)
-                if not needed and own.issuperset(extent.keys):
-                    self._stored.drop(shelf.tier, extent.name)
-                    n_records += 1
-        return n_records
+        """How many records of ``text`` and of what continues it went."""
+        behind = shelf.going_on(text.held)
+        own = {*text.all_keys, *(key for extent in behind for key in extent.keys)}
+        of_text = [b.extent for key in reversed(text.all_keys) for b in shelf.all_of(key)]
+        gone: set[str] = set()
+        for extent in (*behind, *of_text):
+            if extent.name in gone or not own.issuperset(extent.keys):
+                continue
+            if not (shelf.is_held(extent.name) or shelf.followers(extent.name)):
+                self._stored.drop(shelf.tier, extent.name)
+                gone.add(extent.name)
+        return len(gone)
 
-    def _drop_from_pool(self, text: KeyedText) -> None:
+    def _drop_from_pool(self, text: KeyedText) -> set[bytes]:
+        """The keys of what continued ``text`` there."""
         tree = self._device.tree
-        node = self._deepest(text)
-        while node.parent is not None and not node.pins and not node.children:
-            if self.holds(node.key) or self._tails[node.key]:
-                return
+        depth = tree.depth(text.keys, at_most=len(text.keys))
+        node = tree.get(text.keys[depth - 1]) if depth else tree.root(text.namespace)
+        if node is None:
+            return set()
+        n_rest = len(text.rest)
+        behind = [
+            below
+            for children in (node.children.values() if depth == len(text.keys) else ())
+            for child in children
+            if child.tokens[:n_rest] == text.rest
+            for below in tree.below(child)
+        ]
+        keys = {below.key for below in behind}
+        for below in reversed(behind):
+            self._drop_leaf(below)
+        while node.parent is not None:
             parent = node.parent
-            self._device.give(tree.remove_below(node))
+            if not self._drop_leaf(node):
+                break
             node = parent
+        return keys
+
+    def _drop_leaf(self, node: Node) -> bool:
+        """Forget a block of the pool that nothing continues, uses or holds; whether it went."""
+        if node.pins or node.children or self.holds(node.key) or self._tails[node.key]:
+            return False
+        self._device.give(self._device.tree.remove_below(node))
+        return True
 
 
 def _chain(shelf: Shelf, end: Extent) -> Iterator[tuple[Extent, int]]:

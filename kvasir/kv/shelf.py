@@ -81,6 +81,12 @@ class Shelf:
         """Names of all records that hold the block ``key`` or anything that continues it."""
         return self._index.behind(namespace_tag, key)
 
+    def going_on(self, text: HeldText) -> list[Extent]:
+        """The records that have what continues all of ``text``, those furthest on first."""
+        keys = self._index.going_on(text.place, text.rest)
+        names = {name for key in keys for name in self.behind(text.namespace_tag, key)}
+        return sorted((self._records[n].extent for n in names), key=lambda e: -e.start)
+
     def was_evicted(self, key: bytes) -> bool:
         """Whether a block of that key was here and had to give way (bounded memory)."""
         return key in self._gone

@@ -13,7 +13,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise, takewhile
 
 from kvasir.kv.moves import Extent
 from kvasir.kv.tree import common_length
@@ -126,6 +126,12 @@ class BlockIndex:
             keys += [b.key for b in followers if b.key not in seen]
             seen.update(b.key for b in followers)
         return names
+
+    def going_on(self, place: Place, tokens: tuple[int, ...]) -> list[bytes]:
+        """Keys of all blocks and tails at ``place`` that begin with all of ``tokens``."""
+        below = self._below.get(self._place(*place), [])
+        found = islice(below, bisect_left(below, tokens, key=_tokens), None)
+        return [b.key for _, b in takewhile(lambda e: e[0][: len(tokens)] == tokens, found)]
 
     def followers(self, extent: Extent) -> int:
         """How many records continue ``extent``."""

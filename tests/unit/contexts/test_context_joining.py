@@ -108,14 +108,13 @@ def test_it_ends_when_nobody_wants_it(made: Made, row: ContextRow) -> None:
         joining.join(made.library, row, "When?", [passage(1)], unwanted=lambda: True)
 
 
-def test_a_passage_says_where_it_stands() -> None:
-    plain = passage(1, 3)
-    assert joining.written(plain) == "- (a.txt) [1] xxx"
+def test_a_passage_is_one_line_of_a_prompt() -> None:
+    assert joining.written(passage(1, 3)) == "- [1] xxx"
     there = Citation(
         text="One\n  two", verified=True, document=0, name="a.pdf", start=0, end=1, page=3,
         page_label="iv", title_path=("Part I", "Birds"),
     )  # fmt: skip
-    assert joining.written(there) == "- (page iv, Part I > Birds) One two"
+    assert joining.written(there) == "- One two"
 
 
 @given(lengths=st.lists(st.integers(0, 30), max_size=30), most=st.integers(1, 40))

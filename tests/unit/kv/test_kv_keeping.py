@@ -436,6 +436,49 @@ def test_texts_that_share_beginnings_go_together(backwards: bool, write_bytes_pe
     made.cache.check()
 
 
+@pytest.mark.parametrize("n_tokens", [30, 32], ids=["behind a tail", "behind a block"])
+@pytest.mark.parametrize("run_blocks", [1, 6])
+@pytest.mark.parametrize("write_bytes_per_s", [1e9, 100.0], ids=["saved", "being saved"])
+def test_what_continues_a_text_goes_with_it(
+    n_tokens: int, run_blocks: int, write_bytes_per_s: float
+) -> None:
+    """Questions and answers on a document are of no use without it, and tell of it."""
+    rng = random.Random(26)
+    made = engine(run_blocks=run_blocks, cap_bytes=10**6, write_bytes_per_s=write_bytes_per_s)
+    document, other = text(rng, n_tokens), text(rng, 30)
+    for tokens in (document, document + text(rng, 3), document + text(rng, 22), other):
+        made.ask(tokens, max_tokens=6)
+        if write_bytes_per_s > 1e6:
+            made.save()
+    made.cache.keeping.drop([known(made, document)])
+    made.save()
+    assert residence(made, other).durable
+    assert residence(made, document).device_tokens == 0
+    made.cache.keeping.drop([known(made, other)])
+    assert not list(made.cache.stored.shelf(Tier.DISK)), "what continued it is stored still"
+    made.cache.check()
+
+
+def test_what_continues_a_text_and_is_held_stays_with_it() -> None:
+    rng = random.Random(27)
+    made = engine(run_blocks=2, cap_bytes=10**6)
+    document = text(rng, 18)
+    fork, asked = document + text(rng, 9), document + text(rng, 9)
+    made.cache.keeping.hold("fork", [known(made, fork)])
+    for tokens in (document, fork, asked):
+        read(made, tokens)
+        made.save()
+    made.cache.keeping.drop([known(made, document)])
+    assert residence(made, fork).durable
+    assert residence(made, fork).device_tokens == 27
+    assert residence(made, asked).stored[Tier.DISK] < 20
+    assert residence(made, asked).device_tokens < 20
+    made.cache.keeping.let_go("fork")
+    made.cache.keeping.drop([known(made, document)])
+    assert not list(made.cache.stored.shelf(Tier.DISK))
+    made.cache.check()
+
+
 def test_what_is_just_being_saved_is_dropped_when_that_has_ended() -> None:
     made = engine(write_bytes_per_s=100.0)
     tokens = text(random.Random(23), 30)
