@@ -119,7 +119,10 @@ def unpin(
 @app.command("renew")
 def renew(
     name: NameArgument,
-    ttl: options.TtlOption = None,
+    ttl: Annotated[
+        str | None,
+        typer.Option("--ttl", help="Such as 90m, 12h or 7d.", show_default="what it has"),
+    ] = None,
     model: options.ModelOption = None,
     home: options.HomeOption = None,
     config_file: options.ConfigFileOption = None,

@@ -19,12 +19,12 @@ from kvasir.core.errors import KvasirError
 
 COMMANDS: dict[str, str] = {
     "serve": "Serve a model over HTTP, with OpenAI's API.",
-    "read": "Read documents once and keep them, to be asked as often as you like.",
-    "contexts": "What is kept of documents: list, show, pin, fork, export, remove, …",
+    "read": "Read documents once and keep them, to be asked at any time.",
+    "contexts": "What is kept of documents: list, show, pin, export, rm, …",
     "ask": "Answer a question about files, or about a context.",
     "chat": "Talk with the model; every turn reads only what is new.",
     "pull": "Obtain a model, so that later commands work offline.",
-    "models": "What is served and at hand; what a model would need to read a file whole.",
+    "models": "What is served and at hand; what a model would need for a file.",
     "cache": "Show, verify or clear the KV that is stored.",
     "keys": "Make, list or revoke API keys.",
     "tenants": "Make, list, disable or remove tenants.",

@@ -330,6 +330,16 @@ def test_a_reading_that_failed_says_why() -> None:
     assert len(str(caught.value).splitlines()) == 3
 
 
+def test_models_are_listed_and_never_obtained_to_be_compared(home: Path) -> None:
+    (row,) = told("models")
+    assert (row["model"], row["state"], row["window"]) == ("virtual", "served", 4096)
+    assert "virtual" in run("models").stdout
+    refused = run("models", "--for", write("some.txt", "Some."), ok=False)
+    assert "is not here yet" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 3
+    assert not (home / "models").exists()
+
+
 def test_names_after_files() -> None:
     assert name_after(["dir/report.pdf"]) == "report.pdf"
     assert name_after(["a.txt", "b.txt", "c.txt"]) == "a.txt and 2 more"
