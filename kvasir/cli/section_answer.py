@@ -18,6 +18,7 @@ from kvasir.core.errors import KvasirError
 
 _MOST_PROBLEMS = 3
 _MOST_CHARS = 300  # of a passage that was not quoted
+_MOST_QUOTE_CHARS = 1000  # on a terminal; over HTTP it is whole
 _NEXT_RANKED = 3  # that are shown behind those that are asked
 
 
@@ -64,32 +65,47 @@ def begun_lines(begun: Mapping[str, Any]) -> list[str]:
 
 
 def answer_text(answer: Mapping[str, Any]) -> str:
-    """What stands in the document first, then what the model gave as quotes and was not found, then
-    its answer."""
+    """What stands in the document first: quotes, then what is closest by words; then what the model
+    gave as quotes and was not found; then its answer."""
     passages = answer["passages"]
     verified = [passage for passage in passages if passage["verified"]]
-    blocks = [f"“{_one_line(passage)}”\n  {_place(passage)}" for passage in verified]
+    blocks = [_quoted(passage) for passage in verified]
     if not verified:
         asked, sections = answer["begun"]["sections_asked"], answer["begun"]["sections"]
         blocks.append(
-            f"No passage was found in the {show.count(asked, 'section')} asked, of {sections:,}."
+            f"No passage was found by the model in the {show.count(asked, 'section')} asked, of "
+            f"{sections:,}."
         )
+    shown = {_span(passage) for passage in verified}
+    closest = [passage for passage in answer["closest"] if _span(passage) not in shown]
+    if closest:
+        blocks.append("Closest to the question by their words (no model had a say in this):")
+        blocks += [_quoted(passage) for passage in closest]
     others = [passage for passage in passages if not passage["verified"]]
     if others:
         blocks.append(
             "Given as quotes by the model, but NOT found in the text, so maybe made up:\n"
             + "\n".join(f"  - {_one_line(passage)} ({_place(passage)})" for passage in others)
         )
-    if not verified and answer["closest"]:
-        blocks.append(
-            "What goes best with the question by its words, found without the model:\n"
-            + "\n".join(f"  “{_short(each)}”\n    {_place(each)}" for each in answer["closest"])
-        )
-    source = "from the passages above" if verified else "from nothing that stands in the text"
-    blocks.append(
-        f"The model's answer, generated {source}:\n{answer['answer'].strip() or '(none)'}"
-    )
-    return "\n\n".join(blocks)
+    return "\n\n".join([*blocks, _models_words(answer["answer"].strip(), bool(verified))])
+
+
+def _models_words(said: str, verified: bool) -> str:
+    if not said:
+        return "The model gives no answer: nothing that it quoted stands in the text."
+    source = "the quotes above" if verified else "nothing that stands in the text"
+    return f"The model's answer, generated from {source}:\n{said}"
+
+
+def _quoted(passage: Mapping[str, Any]) -> str:
+    text = _one_line(passage)
+    if len(text) > _MOST_QUOTE_CHARS:
+        text = f"{text[:_MOST_QUOTE_CHARS]} …"
+    return f"“{text}”\n  {_place(passage)}"
+
+
+def _span(passage: Mapping[str, Any]) -> tuple[Any, ...]:
+    return passage["document"], passage["start_char_index"], passage["end_char_index"]
 
 
 def _one_line(passage: Mapping[str, Any]) -> str:

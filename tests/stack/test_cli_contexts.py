@@ -109,7 +109,7 @@ def test_a_text_longer_than_the_window_is_swept(server: Server, tmp_path: Path) 
     assert "at most 2,048; it is read in sections" in done.stderr
     asked, sections = _count(done.stderr, r"([\d,]+) of ([\d,]+) sections asked")
     assert asked == sections > 1
-    assert "The model's answer, generated from" in done.stdout
+    assert re.search(r"The model(?:'s answer, generated from| gives no answer)", done.stdout)
     assert "missed" in done.stderr or "not measured" in done.stderr
     reused, computed = _count(done.stderr, r"([\d,]+) tokens reused .*, ([\d,]+) computed")
     assert reused > computed  # sections are asked from their KV

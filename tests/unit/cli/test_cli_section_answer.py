@@ -26,6 +26,9 @@ def passage(text: str, *, verified: bool = True, label: str | None = "iv") -> di
         "page": 3,
         "page_label": label,
         "title_path": ["Part I", "Ravens"],
+        "document": 0,
+        "start_char_index": len(text),
+        "end_char_index": 2 * len(text),
     }
 
 
@@ -69,7 +72,7 @@ def answer(passages: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
 def test_a_quote_has_its_place_and_comes_before_the_models_words() -> None:
     text = answer_text(answer([passage("The raven\n came in May.")]))
     assert text.startswith("“The raven came in May.”\n  a.pdf, page iv, Part I > Ravens")
-    assert text.index("came in May") < text.index("The model's answer, generated from the passages")
+    assert text.index("came in May") < text.index("The model's answer, generated from the quotes")
     assert text.endswith("In May.")
     assert "page" not in answer_text(answer([passage("Text.", label=None)])).splitlines()[1]
 
@@ -82,8 +85,23 @@ def test_what_is_not_in_the_text_is_never_quoted() -> None:
     assert "Truth." in before
     assert "Invented. (a.pdf" in after
     only = answer_text(answer([passage("Invented.", verified=False)]))
-    assert "No passage was found in the 3 sections asked, of 3." in only
+    assert "No passage was found by the model in the 3 sections asked, of 3." in only
     assert "generated from nothing that stands in the text" in only
+
+
+def test_what_is_closest_by_words_is_told_apart_and_never_twice() -> None:
+    found, close = passage("Truth."), passage("Nearly so.")
+    text = answer_text(answer([found], closest=[found, close]))
+    assert text.count("“Truth.”") == 1
+    before, _, after = text.partition("no model had a say")
+    assert "Truth." in before
+    assert "“Nearly so.”\n  a.pdf, page iv" in after
+    assert "no model" not in answer_text(answer([found], closest=[found]))
+
+
+def test_without_a_quote_that_stands_there_may_be_no_answer() -> None:
+    text = answer_text(answer([passage("Invented.", verified=False)], answer=""))
+    assert text.endswith("The model gives no answer: nothing that it quoted stands in the text.")
 
 
 def test_the_account_has_all_numbers() -> None:
