@@ -32,13 +32,14 @@ _IDEMPOTENCY_S = 24 * 3600
 def open_shelves(library: Library) -> None:
     """Hold the KV of all live contexts, and remove what no row names. Before anything is served."""
     contexts = library.catalog.contexts
-    for row in contexts.expired(_DELETED_AT):
-        delete(library, row)  # goes on with what a crash has interrupted
-    library.store.collect(library.catalog.files.ids(), contexts.ids())
-    library.catalog.idempotency.forget_unfinished()
     for row in contexts.held():
         ids = contexts.section_tokens(row.id)
         hold(library, row, library.namespace_of(row.tenant), ids)
+    # what a crash has interrupted goes on once that is held which others share with it
+    for row in contexts.expired(_DELETED_AT):
+        delete(library, row)
+    library.store.collect(library.catalog.files.ids(), contexts.ids())
+    library.catalog.idempotency.forget_unfinished()
 
 
 def delete(library: Library, row: ContextRow) -> None:

@@ -250,12 +250,12 @@ class Keeping:
     def _drop_stored(self, shelf: Shelf, text: KeyedText) -> int:
         """How many records of ``text`` and of what continues it went."""
         behind = shelf.going_on(text.held)
-        own = {*text.all_keys, *(key for extent in behind for key in extent.keys)}
         of_text = [b.extent for key in reversed(text.all_keys) for b in shelf.all_of(key)]
         gone: set[str] = set()
         for extent in (*behind, *of_text):
-            if extent.name in gone or not own.issuperset(extent.keys):
+            if extent.name in gone:
                 continue
+            # what else is in it is of texts that branch off within it, which are not held
             if not (shelf.is_held(extent.name) or shelf.followers(extent.name)):
                 self._stored.drop(shelf.tier, extent.name)
                 gone.add(extent.name)

@@ -63,6 +63,7 @@ class Known:
     summaries: bool = False
     or_else: dict[str, Any] = field(default_factory=dict)
     leaving: bool = False  # its deletion was asked for and not acknowledged
+    stopping: bool = False  # its reading was asked to end, and that not acknowledged
 
     @property
     def n_tokens(self) -> int:
@@ -310,6 +311,7 @@ def settled(known: Known, seen: dict[str, Any]) -> Known:
         status=seen["status"],
         or_else={},
         leaving=False,
+        stopping=False,
     )
 
 

@@ -178,16 +178,12 @@ class World:
         """What is cancelled stays so, until it is created again, which goes on with it."""
         known = self.create(life, sections=10)
         time.sleep(self.rng.uniform(0, 0.2))
+        self.shelf.contexts[known.id] = replace(known, stopping=True)
         row = life.call(ALICE, "POST", f"/v1/contexts/{known.id}/cancel", json={})
         assert row["status"] in ("cancelled", "completed")
-        self.shelf.contexts[known.id] = replace(known, status=row["status"])
-        read = row["progress"]["processed_tokens"]
-        before = row["usage"]["computed_tokens"]
+        self.shelf.contexts[known.id] = known = replace(known, status=row["status"])
         if self.rng.random() < 0.6:
-            made = self.made_again(life, known)
-            row = self.complete(life, made)
-            assert row["usage"]["computed_tokens"] - before <= known.n_tokens - read
-            self.seen["went on"] += 1
+            self.go_on_with(life, known, row)
 
     def ask(self, life: Life) -> None:
         """Some of what is read, in words and as ids."""
@@ -241,6 +237,13 @@ class World:
         reply = life.call(ALICE, "POST", "/v1/contexts", json=body)
         assert reply["id"] == known.id, "the same content is two contexts"
         return self.noted(known, reply)
+
+    def go_on_with(self, life: Life, known: Known, row: dict[str, Any]) -> None:
+        """Create what was cancelled again: what was read of it is not computed again."""
+        read, before = row["progress"]["processed_tokens"], row["usage"]["computed_tokens"]
+        row = self.complete(life, self.made_again(life, known))
+        assert row["usage"]["computed_tokens"] - before <= known.n_tokens - read
+        self.seen["went on"] += 1
 
     def complete(self, life: Life, known: Known) -> dict[str, Any]:
         """Wait until a context is read, which takes nothing but time."""
@@ -326,6 +329,12 @@ class World:
             assert reply.json()["error"]["code"] == "invalid_context_file"
             self.seen["broken exports"] += 1
         shelf.broken = []
+        for known in list(shelf.contexts.values()):
+            if known.status == "completed" and self.rng.random() < 0.3:
+                self.asked(life, known)
+            if known.status == "cancelled" and self.rng.random() < 0.3:
+                row = life.call(ALICE, "GET", f"/v1/contexts/{known.id}")
+                self.go_on_with(life, known, row)
 
     def check_files(self, life: Life, listed: set[str]) -> None:
         shelf = self.shelf
@@ -356,8 +365,8 @@ class World:
                 continue
             assert row["tokens"] == known.n_tokens
             ended = [known.status] if known.status not in UNFINISHED else [*UNFINISHED, "completed"]
-            if known.status == "queued" and known.n_tokens > 3000:
-                ended.append("cancelled")  # its cancellation was just asked for
+            if known.leaving or known.stopping:
+                ended.append("cancelled")
             assert row["status"] in ended, f"{known.id} is {row['status']}, not {known.status}"
             shelf.contexts[known.id] = settled(known, row)
         if rows:
@@ -383,10 +392,11 @@ class World:
         """Repeat what was not acknowledged, as a client does: it is done once."""
         assert self.shelf.making is not None
         new, path, request = self.shelf.making
-        self.shelf.making = None
         if path.endswith("/fork") and path.split("/")[3] not in self.shelf.contexts:
+            self.shelf.making = None
             return
         made = self.noted(new, life.call(ALICE, "POST", path, **request))
+        self.shelf.making = None
         assert [known.id for known in self.same(new.definition)] == [made.id]
         self.seen["repeated"] += 1
 

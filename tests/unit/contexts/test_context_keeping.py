@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from context_library import Clock, Made, opened, wanted
+from context_library import Clock, Made, opened, wait_for, wanted
 
 from kvasir.catalog.values import ContextRow, FileRow
 from kvasir.contexts import creating, keeping
+from kvasir.contexts.batch import run_all
 from kvasir.contexts.creating import Expiry
 from kvasir.contexts.keeping import Keeper
+from kvasir.core.requests import Request
 
 TEXT = "The raven came in May. " * 20
 
@@ -141,8 +143,25 @@ def test_what_a_deleted_one_shares_with_others_stays(made: Made) -> None:
     keeping.delete(made.library, parent)
     assert is_kept(made, sibling)
     keeping.delete(made.library, sibling)
+    assert not made.client.texts(made.library.namespace_of("a")), "KV of it is still there"
     assert not made.holders()
     assert not list(made.library.store.contexts.iterdir())
+    made.check()
+
+
+def test_with_a_context_goes_what_was_asked_on_it(made: Made) -> None:
+    """A question behind a document is stored as a text that begins with all of it."""
+    row, other = made.create(TEXT), made.create("Other. " * 20, instructions="Be brief.")
+    namespace = made.library.namespace_of("a")
+    (part,) = made.parts(row)
+    ask = Request(id="q", namespace=namespace, tokens=[*part, 5, 6, 7], max_tokens=40)
+    (done,) = run_all(made.client, [ask], width=1)
+    wait_for(lambda: made.client.residence(namespace, [*ask.tokens, *done.tokens[:-1]]).durable)
+    assert len(made.client.texts(namespace)) > 1
+    keeping.delete(made.library, row)
+    (left,) = made.client.texts(namespace)
+    assert left.n_tokens == other.tokens
+    assert is_kept(made, other)
     made.check()
 
 
@@ -203,6 +222,25 @@ def test_whatever_a_crash_interrupts_is_finished_or_undone(
             assert what is keeping.expire
             assert found.status == "expired"
             assert not made.holders()
+
+
+def test_a_deletion_that_goes_on_at_the_start_takes_nothing_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with opened(tmp_path) as made:
+        parent = made.create(TEXT)
+        child = made.create(TEXT, "More.", parent=parent.id)
+        monkeypatch.setattr(type(made.client), "let_go", killed)
+        with pytest.raises(Killed):
+            keeping.delete(made.library, parent)
+        monkeypatch.undo()
+    with opened(tmp_path) as made:
+        keeping.open_shelves(made.library)
+        assert made.library.catalog.contexts.ids() == {child.id}
+        assert is_kept(made, child)
 
 
 def test_at_the_start_orphans_go_and_what_is_listed_is_held(tmp_path: Path) -> None:
