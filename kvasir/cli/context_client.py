@@ -297,7 +297,7 @@ def context_of(data: Mapping[str, Any]) -> Context:
         reused=usage["reused_tokens"],
         read_s=usage["read_seconds"],
         error=data["error"],
-        unread=_unread_of(data["unread"]),
+        unread=unread_of(data["unread"]),
         raw=data,
     )
 
@@ -313,7 +313,7 @@ def _forecast_of(data: Mapping[str, Any]) -> Forecast:
         sweep_s=data["sweep_seconds"],
         fits=data["fits"],
         refusal=data["refusal"],
-        unread=_unread_of(data["unread"]),
+        unread=unread_of(data["unread"]),
         raw=data,
     )
 
@@ -327,7 +327,8 @@ def _reading_of(data: Mapping[str, Any]) -> Reading:
     )
 
 
-def _unread_of(rows: Sequence[Mapping[str, Any]]) -> tuple[Unread, ...]:
+def unread_of(rows: Sequence[Mapping[str, Any]]) -> tuple[Unread, ...]:
+    """What ``service.contexts.replies.UnreadReply`` rows tell of."""
     return tuple(Unread(r["document"], r["page"], r["what"], r["reason"]) for r in rows)
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvasir.cli import show
-from kvasir.cli.context_client import Context, Contexts
-from kvasir.cli.receipts import duration
+from kvasir.cli.context_client import Context, Contexts, unread_of
+from kvasir.cli.receipts import duration, unread_lines
 from kvasir.core.errors import KvasirError
 
 _MOST_PROBLEMS = 3
@@ -45,7 +45,7 @@ def print_section_answer(contexts: Contexts, context: Context, question: Mapping
         raise KvasirError("the answer ended before it began; ask again")
     print(answer_text(answer))
     sys.stdout.flush()
-    for line in account_lines(answer, context):
+    for line in account_lines(answer):
         show.note(line)
 
 
@@ -125,7 +125,7 @@ def _place(passage: Mapping[str, Any]) -> str:
     return ", ".join([*where, titles] if titles else where)
 
 
-def account_lines(answer: Mapping[str, Any], context: Context) -> list[str]:
+def account_lines(answer: Mapping[str, Any]) -> list[str]:
     """What was asked, what came of it, what it took, and how far it can be trusted."""
     begun, usage = answer["begun"], answer["usage"]
     counts = {kind: len(answer[kind]) for kind in ("found", "unverified", "empty", "failed")}
@@ -144,10 +144,7 @@ def account_lines(answer: Mapping[str, Any], context: Context) -> list[str]:
         f"section {section['index'] + 1} failed: {section['problem']}"
         for section in problems[:_MOST_PROBLEMS]
     ]
-    unread = len(answer["unread"])
-    if unread:
-        things = "1 thing" if unread == 1 else f"{unread:,} things"
-        lines.append(f"{things} of it could not be read: kvasir contexts show {context.called}")
+    lines += unread_lines(unread_of(answer["unread"]), most=_MOST_PROBLEMS)
     return [*lines, miss_text(begun)]
 
 

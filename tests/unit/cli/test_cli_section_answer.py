@@ -56,7 +56,7 @@ def answer(passages: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
         "empty": [1],
         "failed": [2],
         "sections": sections,
-        "unread": [{"what": "page"}],
+        "unread": [{"document": "a.pdf", "page": 2, "what": "page", "reason": "scanned"}],
         "usage": {
             "computed_tokens": 10,
             "reused_tokens": 30,
@@ -105,18 +105,18 @@ def test_without_a_quote_that_stands_there_may_be_no_answer() -> None:
 
 
 def test_the_account_has_all_numbers() -> None:
-    lines = "\n".join(account_lines(answer([]), context()))
+    lines = "\n".join(account_lines(answer([])))
     assert "3 of 3 sections asked: 1 found, 1 empty, 1 failed" in lines
     assert "2.0 s predicted, 1.5 s taken" in lines
     assert "30 tokens reused (20 from memory, 10 from disk), 10 computed" in lines
     assert "section 3 failed: no room" in lines
-    assert "1 thing of it could not be read" in lines
+    assert "page 3 of a.pdf: scanned" in lines
     assert "not measured" in lines
 
 
 def test_the_measured_miss_rate_is_told() -> None:
     rate = {"facts": 50, "missed": 4, "measured_on": "2026-11-25"}
-    lines = account_lines(answer([], begun=begun(miss_rate=rate)), context())
+    lines = account_lines(answer([], begun=begun(miss_rate=rate)))
     assert "missed 4 of 50 planted facts by sweep" in lines[-1]
 
 
