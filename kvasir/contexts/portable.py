@@ -17,7 +17,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -87,7 +87,19 @@ def public_hex(key: Ed25519PrivateKey) -> str:
 
 
 def export(library: Library, row: ContextRow, key: Ed25519PrivateKey) -> Iterator[bytes]:
-    """The file of ``row``, piece by piece, signed with ``key``. Of its KV, what is kept now."""
+    """The file of ``row``, piece by piece, signed with ``key``. Of its KV, what is kept now. Raises
+    ``NoContext`` where it was deleted since, before there is a first piece."""
+    definition, parts_ids = library.definition(row), library.tokens(row)
+    return _pieces(library, row, definition, list(parts_ids.values()), key)
+
+
+def _pieces(
+    library: Library,
+    row: ContextRow,
+    definition: Definition,
+    parts_ids: Sequence[bytes],
+    key: Ed25519PrivateKey,
+) -> Iterator[bytes]:
     parts: list[dict[str, Any]] = []
 
     def part(kind: str, data: bytes) -> Iterator[bytes]:
@@ -97,11 +109,11 @@ def export(library: Library, row: ContextRow, key: Ed25519PrivateKey) -> Iterato
         yield data
 
     yield MAGIC
-    definition = library.definition(row).to_json()
-    yield from part(_TEXT, json.dumps(definition, ensure_ascii=True).encode("ascii"))
+    text = json.dumps(definition.to_json(), ensure_ascii=True)
+    yield from part(_TEXT, text.encode("ascii"))
     namespace = library.namespace_of(row.tenant)
     if row.keep == "kv":
-        for ids in library.tokens(row).values():
+        for ids in parts_ids:
             # what is not kept, or not any more, is read anew by whoever takes the file in
             with contextlib.suppress(NotStored):
                 for parcel in library.engine.parcels(namespace, unpacked(ids)):

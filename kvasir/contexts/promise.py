@@ -116,7 +116,8 @@ def receipt(library: Library, row: ContextRow) -> Receipt:
     """What is promised of ``row``."""
     until = None if row.pinned else row.expires_at
     on_disk = disk(library) is not None
-    tier: Kept = "text" if row.keep == "text" else "disk" if on_disk else "memory"
+    text_alone = row.keep == "text" or row.status == "expired"
+    tier: Kept = "text" if text_alone else "disk" if on_disk else "memory"
     return Receipt(
         tier=tier,
         until=until,

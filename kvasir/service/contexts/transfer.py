@@ -38,8 +38,9 @@ def routes(desk: Desk) -> APIRouter:
         tenant = desk.caller(request).tenant
         row = await desk.workers.run(0, lambda: library.find(tenant, context_id))
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", row.name or row.id).strip("-.") or row.id
+        pieces = await desk.workers.apart(lambda: portable.export(library, row, desk.signing_key))
         return StreamingResponse(
-            portable.export(library, row, desk.signing_key),
+            pieces,
             media_type="application/octet-stream",
             headers={"content-disposition": f'attachment; filename="{stem}.kvasir"'},
         )

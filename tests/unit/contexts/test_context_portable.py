@@ -14,8 +14,9 @@ from context_library import Made, opened, wanted
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from kvasir.catalog.values import ContextRow
-from kvasir.contexts import creating, portable
+from kvasir.contexts import creating, keeping, portable
 from kvasir.contexts.creating import Wanted
+from kvasir.contexts.library import NoContext
 from kvasir.contexts.portable import BadFile, PortableFile, public_hex, signing_key
 from kvasir.core.errors import KvasirError
 
@@ -280,6 +281,14 @@ def test_of_one_that_is_not_read_yet_the_text_is_exported(made: Made, tmp_path: 
     text = made.create("Text alone. " * 30, keep="text")
     path.write_bytes(b"".join(portable.export(made.library, text, KEY)))
     assert take_in(made, path, "g").status == "completed"
+
+
+def test_one_that_was_deleted_meanwhile_is_not_there(made: Made) -> None:
+    """Said before a first byte is sent: nobody takes the beginning of a reply for a file."""
+    row = made.create("Deleted. " * 30)
+    keeping.delete(made.library, row)
+    with pytest.raises(NoContext):
+        portable.export(made.library, row, KEY)
 
 
 def test_a_home_has_one_key_and_keeps_it_to_itself(tmp_path: Path) -> None:

@@ -51,6 +51,9 @@ def test_a_receipt_says_where_and_how_long_and_what_that_survives(
         assert (disk(made.library) is not None) == on_disk
         pinned = made.create("Kept. " * 30, pinned=True)
         assert receipt(made.library, pinned).until is None
+        expiring = made.create("Expiring. " * 30, expiry=Expiry(after_s=100))
+        keeping.expire(made.library, expiring)
+        assert receipt(made.library, made.row(expiring)).tier == "text", "its KV is gone"
         text = made.create("Text. " * 30, keep="text")
         assert receipt(made.library, text).tier == "text"
         assert not receipt(made.library, text).survives_restart
