@@ -46,7 +46,7 @@ class Wanted:
     name: str | None = None
     keep: Literal["kv", "text"] = "kv"
     pinned: bool = False
-    expiry: Expiry | None = field(default_factory=Expiry)  # None: it does not end by itself
+    expiry: Expiry | None = None  # None: a new one's is that of ``Expiry()``, another's stays
     summaries: bool = True  # of sections, made by the model
     metadata: Mapping[str, str] = field(default_factory=lambda: NO_METADATA)
     file_ids: tuple[str, ...] = ()
@@ -159,8 +159,7 @@ def _mend(library: Library, wanted: Wanted, row: ContextRow) -> None:
 
 def _row(library: Library, wanted: Wanted, planned: Plan) -> ContextRow:
     now = library.now()
-    definition, expiry = wanted.definition, wanted.expiry
-    anchor, after_s = (expiry.anchor, expiry.after_s) if expiry else (None, None)
+    definition, expiry = wanted.definition, wanted.expiry or Expiry()
     return ContextRow(
         id=new_id("ctx_"),
         tenant=wanted.tenant,
@@ -188,9 +187,9 @@ def _row(library: Library, wanted: Wanted, planned: Plan) -> ContextRow:
         n_bytes=planned.forecast.n_bytes,
         unread=unread_of(wanted, planned.outline),
         metadata=dict(wanted.metadata),
-        expires_anchor=anchor,
-        expires_after_s=after_s,
-        expires_at=None if wanted.pinned or after_s is None else now + after_s,
+        expires_anchor=expiry.anchor,
+        expires_after_s=expiry.after_s,
+        expires_at=None if wanted.pinned else now + expiry.after_s,
         created_at=now,
         last_active_at=now,
         completed_at=None,

@@ -45,6 +45,13 @@ class Progress:
             self._read_tokens += tokens
         self._tell()
 
+    def find_part(self, tokens: int) -> None:
+        """A part of so many tokens was kept already: progress, and no speed."""
+        with self._lock:
+            self._read_tokens += tokens
+            self._began_tokens += tokens
+        self._tell()
+
     def snapshot(self) -> dict[str, Any]:
         """What clients are told: tokens, speed, and the seconds that are left."""
         with self._lock:

@@ -225,7 +225,7 @@ class Reader:
                     library.catalog.contexts.mark_read(
                         row.id, section.index, reused_tokens=section.n_tokens
                     )
-                    progress.finish_part("", section.n_tokens)
+                    progress.find_part(section.n_tokens)
                     continue
                 request = Request(
                     id=f"read-{row.id}-{stamp}-{section.index}",

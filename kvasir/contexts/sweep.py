@@ -28,9 +28,8 @@ Outcome = Literal["found", "unverified", "empty", "failed"]
 
 MAX_TOKENS = 96  # of one section's answer
 _QUESTION = (
-    "Question: {question}\n\n"
-    "Copy the sentence of the text above that answers the question, word for word, in quotation "
-    "marks. If the text does not answer it, say only: nothing here."
+    "{question}\n"
+    "Quote the one sentence of the text above that answers this. If none does, say: nothing here."
 )
 _NOTHING = re.compile(r"^\W*nothing here\b", re.IGNORECASE)
 

@@ -114,6 +114,24 @@ def test_identical_content_is_the_same_context(made: World) -> None:
         assert other["id"] != first["id"]
 
 
+def test_creating_it_again_leaves_its_expiry_and_importing_it_its_name(made: World) -> None:
+    with made.http() as http:
+        first = create(http, input=text_input("Lasting. " * 40), ttl="30d", name="lasting")
+        completed(http, first["id"])
+        again = create(http, input=text_input("Lasting. " * 40))
+        assert again["id"] == first["id"]
+        assert again["expires_at"] >= first["expires_at"]
+        exported = http.get("/v1/contexts/lasting/export").content
+        imported = http.post(
+            "/v1/contexts/import",
+            content=exported,
+            headers={"content-type": "application/octet-stream"},
+        ).json()
+        assert (imported["id"], imported["name"]) == (first["id"], "lasting")
+        same = http.post(f"/v1/contexts/{first['id']}/fork", json={"name": "other"})
+        assert same.status_code == 400
+
+
 def test_a_fork_shares_what_was_read(made: World) -> None:
     with made.http() as http:
         parent = completed(http, create(http, input=text_input("Base. " * 200, "base"))["id"])
@@ -203,9 +221,8 @@ def test_a_text_longer_than_the_window_is_swept_without_missing_a_section(made: 
     assert told == list(range(context["sections"]))
     ids = made.served.catalog.contexts.section_tokens(context["id"])
     tail = made.served.codec.tokenizer.encode(
-        "\nQuestion: When?\n\nCopy the sentence of the text above that answers the question, word "
-        "for word, in quotation marks. If the text does not answer it, say only: nothing here."
-        "<|im_end|>\n<|im_start|>assistant\n",
+        "\nWhen?\nQuote the one sentence of the text above that answers this. If none does, say: "
+        "nothing here.<|im_end|>\n<|im_start|>assistant\n",
         bos=False,
     )
     for section in reply["sections"]:

@@ -65,10 +65,13 @@ def _take_in(desk: Desk, tenant: str, path: Any) -> ContextRow:
     with PortableFile(path) as file:
         definition = file.definition()
         file.check()
+        fingerprint = definition.fingerprint(library.card.realm)
+        known = library.catalog.contexts.by_fingerprint(tenant, fingerprint)
         wanted = Wanted(
             tenant=tenant,
             definition=definition,
-            name=_free_name(desk, tenant, file.about.get("name")),
+            # one that is there already keeps the name that its owner gave it
+            name=None if known is not None else _free_name(desk, tenant, file.about.get("name")),
             summaries=bool(file.about.get("summaries")),
             metadata=_metadata(file.about.get("metadata")),
             origin="imported",

@@ -7,7 +7,7 @@ from typing import Any
 
 from kvasir.catalog.values import ContextRow
 from kvasir.contexts import filing
-from kvasir.contexts.creating import Expiry, Wanted
+from kvasir.contexts.creating import Wanted
 from kvasir.contexts.definition import Definition
 from kvasir.contexts.layout import Message as Turn
 from kvasir.contexts.library import Library
@@ -33,7 +33,7 @@ def wanted_of(library: Library, tenant: str, body: ContextRequest) -> Wanted:
         name=body.name,
         keep=body.keep,
         pinned=bool(body.pinned),
-        expiry=body.expiry or Expiry(),
+        expiry=body.expiry,
         summaries=body.summaries,
         metadata=body.metadata or {},
         file_ids=file_ids,
@@ -52,10 +52,18 @@ def fork_of(library: Library, parent: ContextRow, body: ForkRequest) -> Wanted:
             "what was said already. Fork the context that has the documents alone.",
             param="input",
         )
+    turns = _turns(body.messages)
+    instructions = body.instructions or before.instructions
+    if not documents and not turns and instructions == before.instructions:
+        raise RequestError(
+            "This fork adds nothing, so it would be the same context. Give it files, text, turns or "
+            "other instructions; PATCH renames a context.",
+            param="input",
+        )
     definition = Definition(
         documents=(*before.documents, *documents),
-        instructions=body.instructions or before.instructions,
-        turns=(*before.turns, *_turns(body.messages)),
+        instructions=instructions,
+        turns=(*before.turns, *turns),
         section_tokens=before.section_tokens,
     )
     return Wanted(
@@ -64,7 +72,7 @@ def fork_of(library: Library, parent: ContextRow, body: ForkRequest) -> Wanted:
         name=body.name,
         keep=parent.keep,
         pinned=bool(body.pinned),
-        expiry=body.expiry or Expiry(),
+        expiry=body.expiry,
         summaries=bool(parent.definition.get("summaries")),
         metadata=body.metadata or {},
         file_ids=(*parent.file_ids, *file_ids),

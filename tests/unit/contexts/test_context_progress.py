@@ -61,6 +61,9 @@ def test_speed_and_time_left_are_of_what_is_read_now(
     assert told["eta_seconds"] == round((row.tokens - 350) / 75, 1)
     going.finish_part("r1", 120)
     assert going.snapshot()["processed_tokens"] == 370
+    going.find_part(100)  # kept already: no speed either
+    assert going.snapshot()["processed_tokens"] == 470
+    assert going.snapshot()["tokens_per_second"] == round(170 / 2, 1)
 
 
 def test_it_never_says_more_than_there_is(made: Made, row: ContextRow) -> None:
