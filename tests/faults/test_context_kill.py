@@ -77,6 +77,17 @@ class World:
 
     # what is done --------------------------------------------------------------------------------
 
+    def do(self, operation: str, life: Life) -> None:
+        """Do it, and learn how long it takes, so that the next kill hits it at any moment of it."""
+        usual_s = self.took_s.get(operation, 0.3)
+        began_s = time.monotonic()
+        try:
+            self.operations[operation](life)
+        except Gone:
+            self.took_s[operation] = max(usual_s, min(1.5, time.monotonic() - began_s))
+            raise
+        self.took_s[operation] = (usual_s + min(1.5, time.monotonic() - began_s)) / 2
+
     def create(self, life: Life, *, sections: int = 0, name: str | None = None) -> Known:
         """A context of texts, or of an uploaded file; acknowledged when it is listed."""
         rng = self.rng
@@ -149,7 +160,7 @@ class World:
 
     def delete(self, life: Life, known: Known | None = None) -> None:
         known = known or self.any_of() or self.create(life)
-        self.shelf.contexts[known.id] = replace(known, leaving=True)
+        self.shelf.contexts[known.id] = known = replace(known, leaving=True)
         life.call(ALICE, "DELETE", f"/v1/contexts/{known.id}", headers=JSON)
         self.left_for_good(known)
 
@@ -411,15 +422,11 @@ def live_and_die(world: World, spawner: Spawner, kill: int, operation: str) -> N
                     world.check(life, wait=False)
                 return
             world.check(life, wait=kill % 3 != 2)
-            usual_s = world.took_s.get(operation, 0.3)
-            with life.killed_in(world.rng.uniform(0, 1.2) * usual_s):
-                began_s = time.monotonic()
-                world.operations[operation](life)
-                took_s = time.monotonic() - began_s
-                world.took_s[operation] = 0.7 * usual_s + 0.3 * min(took_s, 1.5)
+            with life.killed_in(world.rng.uniform(0, 1.1) * world.took_s.get(operation, 0.3)):
+                world.do(operation, life)
                 world.seen["too late"] += 1
                 while True:
-                    world.operations[world.rng.choice(list(world.operations))](life)
+                    world.do(world.rng.choice(list(world.operations)), life)
     finally:
         life.bury()
     world.left = left_to_read(world.home)

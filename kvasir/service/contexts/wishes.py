@@ -56,8 +56,8 @@ def fork_of(library: Library, parent: ContextRow, body: ForkRequest) -> Wanted:
     instructions = body.instructions or before.instructions
     if not documents and not turns and instructions == before.instructions:
         raise RequestError(
-            "This fork adds nothing, so it would be the same context. Give it files, text, turns or "
-            "other instructions; PATCH renames a context.",
+            "This fork adds nothing, so it would be the same context. Give it files, text, turns "
+            "or other instructions; PATCH renames a context.",
             param="input",
         )
     definition = Definition(
