@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 N_TERMS = 5
 _MOST_TOKENS = 2**31
+_LEARNING_STEPS = 64  # after each of which the costs are solved for; later only
+_SOLVE_EVERY = 8  # steps
 _PERSISTENT = 5  # outliers in a row that are taken for the truth
 Vector = tuple[float, float, float, float, float]
 
@@ -125,7 +127,9 @@ class CostFit:
         self._seen += 1
         self._typical_error = 0.95 * self._typical_error + 0.05 * min(error, 1.0)
         self._accumulate(shape, seconds)
-        self._solve()
+        # one step changes little of what many have taught, and solving costs more than it brings
+        if self._seen <= _LEARNING_STEPS or self._seen % _SOLVE_EVERY == 0:
+            self._solve()
 
     def _is_outlier(self, error: float) -> bool:
         """Far off, once enough was seen; several in a row are no accident."""
