@@ -127,6 +127,7 @@ def _pieces(
         "metadata": dict(row.metadata),
         "unread": [dict(each) for each in row.unread],
         "summaries": bool(row.definition.get("summaries")),
+        "keep": row.keep,
         "exported_at": library.now(),
         "signer": public_hex(key),
         "parts": parts,

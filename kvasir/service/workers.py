@@ -14,6 +14,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 LONG_CHARS = 256 * 1024
+_ASKING = 64  # contexts that are asked concurrently; their threads mostly wait
 
 
 class Workers:
@@ -22,7 +23,7 @@ class Workers:
     def __init__(self) -> None:
         self._short = ThreadPoolExecutor(2, thread_name_prefix="kvasir-text")
         self._long = ThreadPoolExecutor(1, thread_name_prefix="kvasir-long-text")
-        self._asking = ThreadPoolExecutor(16, thread_name_prefix="kvasir-asking")
+        self._asking = ThreadPoolExecutor(_ASKING, thread_name_prefix="kvasir-asking")
         self._apart = ThreadPoolExecutor(4, thread_name_prefix="kvasir-apart")
 
     async def run(self, size: int, work: Callable[[], T]) -> T:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from client_server import ALIAS, WINDOW, Address
 
@@ -37,6 +39,33 @@ def test_a_follow_up_is_reused(client) -> None:
     more = [*asked, answer, {"role": "user", "content": "Go on."}]
     second = client.chat.completions.create(messages=more, **common)
     assert second.usage.prompt_tokens_details.cached_tokens >= first.usage.prompt_tokens
+
+
+def test_files_become_contexts_that_are_asked(client) -> None:
+    text = b"# Notes\n\nThe ferry to Ruvik leaves at noon. " + b"The sea is calm today. " * 40
+    file = client.files.create(file=("notes.md", text), purpose="user_data")
+    assert (file.object, file.filename, file.status) == ("file", "notes.md", "processed")
+    assert "Ruvik" in client.files.content(file.id).text
+    assert file.id in [each.id for each in client.files.list()]
+    body = {"name": "notes", "input": [{"type": "input_file", "file_id": file.id}]}
+    context = client.post("/contexts", cast_to=dict, body=body)
+    while context["status"] in ("queued", "in_progress"):
+        time.sleep(0.1)
+        context = client.get(f"/contexts/{context['id']}", cast_to=dict)
+    assert context["status"] == "completed"
+    common = {"messages": ASK, "max_tokens": 8, "temperature": 0}
+    by_field = client.chat.completions.create(
+        model=ALIAS, extra_body={"context": "notes"}, **common
+    )
+    by_model = client.chat.completions.create(model=f"{ALIAS}@notes", **common)
+    assert by_field.usage.prompt_tokens_details.cached_tokens >= context["tokens"]
+    assert by_model.choices[0].message.content == by_field.choices[0].message.content
+    assert client.files.delete(file.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(file.id)
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model=ALIAS, extra_body={"context": "nobody"}, **common)
+    assert caught.value.code == "context_not_found"
 
 
 def test_a_stream_is_the_same_text(client) -> None:

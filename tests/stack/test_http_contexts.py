@@ -3,6 +3,7 @@ is refused. Answers are functions of every token that was read, so wrong KV give
 
 from __future__ import annotations
 
+import hmac
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,8 +100,6 @@ def test_the_answer_is_that_of_all_tokens(made: World) -> None:
 
 
 def namespace_of_local(made: World) -> bytes:
-    import hmac
-
     return hmac.digest(made.served.secret, b"local", "sha256")
 
 
@@ -128,6 +127,16 @@ def test_creating_it_again_leaves_its_expiry_and_importing_it_its_name(made: Wor
             headers={"content-type": "application/octet-stream"},
         ).json()
         assert (imported["id"], imported["name"]) == (first["id"], "lasting")
+        text = create(http, input=text_input("Text alone. " * 40), keep="text", name="alone")
+        exported = http.get("/v1/contexts/alone/export").content
+        http.delete("/v1/contexts/alone", headers={"content-type": "application/json"})
+        imported = http.post(
+            "/v1/contexts/import",
+            content=exported,
+            headers={"content-type": "application/octet-stream"},
+        ).json()
+        assert imported["id"] != text["id"]
+        assert (imported["keep"], imported["name"]) == ("text", "alone")
         same = http.post(f"/v1/contexts/{first['id']}/fork", json={"name": "other"})
         assert same.status_code == 400
 

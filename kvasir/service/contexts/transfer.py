@@ -73,6 +73,7 @@ def _take_in(desk: Desk, tenant: str, path: Any) -> ContextRow:
             # one that is there already keeps the name that its owner gave it
             name=None if known is not None else _free_name(desk, tenant, file.about.get("name")),
             summaries=bool(file.about.get("summaries")),
+            keep="text" if file.about.get("keep") == "text" else "kv",
             metadata=_metadata(file.about.get("metadata")),
             origin="imported",
         )
