@@ -6,6 +6,9 @@ find nothing of another tenant, to whom it is as if it were not there.
 
 from __future__ import annotations
 
+from sqlalchemy import insert, select
+
+from kvasir.catalog import tables
 from kvasir.catalog.contexts import Contexts
 from kvasir.catalog.database import Database, open_database
 from kvasir.catalog.events import Events
@@ -31,6 +34,23 @@ class Catalog:
         self.contexts = Contexts(database)
         self.events = Events(database)
         self.idempotency = Idempotency(database)
+
+    def claim(self, home: str) -> None:
+        """Make this the catalog of the home with that digest; the first one has it.
+
+        Files, contexts and KV lie in a home, so a second one would find rows without what they name.
+        Raises ``ConfigError`` where it is another's.
+        """
+        with self._database.write() as connection:
+            owner = connection.execute(select(tables.home.c.digest)).scalar()
+            if owner is None:
+                connection.execute(insert(tables.home).values(digest=home))
+            elif owner != home:
+                raise ConfigError(
+                    f"the database {self.told} is the catalog of another home\n"
+                    "what its rows name lies in that one\n"
+                    "name another database with the setting `database`, or the home that it is of"
+                )
 
     def close(self) -> None:
         """Give back all connections; nothing may be called any more."""

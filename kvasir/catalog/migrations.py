@@ -121,7 +121,9 @@ _FIRST = (
     "CREATE INDEX idempotency_by_age ON idempotency (created_at)",
 )
 
-STEPS: tuple[tuple[str, ...], ...] = (_FIRST,)  # step n brings version n - 1 to version n
+_SECOND = ("CREATE TABLE home (digest {text} NOT NULL PRIMARY KEY)",)
+
+STEPS: tuple[tuple[str, ...], ...] = (_FIRST, _SECOND)  # step n brings version n - 1 to version n
 _WORDS = {
     "sqlite": {"text": "TEXT", "blob": "BLOB"},
     "postgresql": {"text": 'TEXT COLLATE "C"', "blob": "BYTEA"},

@@ -65,6 +65,8 @@ metadata = MetaData()
 
 schema_version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
 
+home = Table("home", metadata, Column("digest", _Text, primary_key=True))  # whose catalog it is
+
 tenants = Table(
     "tenants",
     metadata,

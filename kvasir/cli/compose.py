@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,13 +27,19 @@ class Server:
 def compose(config: Config, owned: OwnedHome, report: Callable[[str], None]) -> Server:
     """Load what ``config`` names and put the application on top. Raises what ``build`` raises."""
     secret = owned.secret()
-    built = build(config, report)
+    catalog = open_catalog(database_url(config))
+    try:
+        catalog.claim(hashlib.sha256(b"kvasir home" + secret).hexdigest())
+        built = build(config, report)
+    except BaseException:
+        catalog.close()
+        raise
     served = Served(
         card=built.card,
         geometry=built.geometry,
         engine=built.engine,
         codec=built.codec,
-        catalog=open_catalog(database_url(config)),
+        catalog=catalog,
         home=owned.home.path,
         secret=secret,
     )

@@ -105,3 +105,13 @@ def test_a_later_step_is_for_both_databases() -> None:
         for step in STEPS:
             for statement in step:
                 assert "{" not in statement.format(**words), dialect
+
+
+def test_a_catalog_is_that_of_one_home(url: str) -> None:
+    with contextlib.closing(open_catalog(url)) as catalog:
+        catalog.claim("a" * 64)
+        catalog.claim("a" * 64)
+        with pytest.raises(ConfigError, match="another home"):
+            catalog.claim("b" * 64)
+    with contextlib.closing(open_catalog(url)) as catalog, pytest.raises(ConfigError):
+        catalog.claim("b" * 64)
