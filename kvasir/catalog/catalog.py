@@ -38,8 +38,8 @@ class Catalog:
     def claim(self, home: str) -> None:
         """Make this the catalog of the home with that digest; the first one has it.
 
-        Files, contexts and KV lie in a home, so a second one would find rows without what they name.
-        Raises ``ConfigError`` where it is another's.
+        Files, contexts and KV lie in a home, so a second one would find rows without what they
+        name. Raises ``ConfigError`` where it is another's.
         """
         with self._database.write() as connection:
             owner = connection.execute(select(tables.home.c.digest)).scalar()

@@ -113,6 +113,10 @@ class CostFit:
         self._refused_in_a_row = 0
         self._typical_error = 0.5  # relative, exponentially averaged
 
+    def alone_s(self, n_tokens: int, start: int) -> float:
+        """Predicted seconds of a step that reads so many tokens from ``start`` and nothing else."""
+        return self.costs.step_s(StepShape()) + self.costs.prefill_s(n_tokens, start)
+
     def observe(self, shape: StepShape, seconds: float) -> None:
         """Take a step's duration into account, unless it is an outlier."""
         if not (math.isfinite(seconds) and seconds > 0):

@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 
-from kvasir.core.costs import CostFit, StepShape
+from kvasir.core.costs import CostFit
 from kvasir.core.events import Miss
 from kvasir.core.geometry import KvGeometry
 from kvasir.core.plans import Audit, Copy
@@ -61,9 +61,9 @@ class KvCache:
         self._reload_s = self.stored.reload_s()  # of one block, as measured last
         self.auditor = Auditor(self._device, audit_one_in)
         self._restorer = Restorer(
-            self._device, self.stored, self._compute_s, self.chain, self.auditor.restored
+            self._device, self.stored, self.fit.alone_s, self.chain, self.auditor.restored
         )
-        self._saver = Saver(self._device, self.stored, self._compute_s)
+        self._saver = Saver(self._device, self.stored, self.fit.alone_s)
         self.keeping = Keeping(self._device, self.stored, self._saver)
 
     # what there is -------------------------------------------------------------------------------
@@ -124,16 +124,23 @@ class KvCache:
     ) -> Match:
         """The longest beginning of ``tokens`` that is in the pool, at most ``len - 1`` tokens."""
         size = self.geometry.block_tokens
-        depth = self.matched_blocks(keys, len(tokens), known)
-        node = self._node_at(namespace, keys, depth)
-        rest = tokens[depth * size : min(len(tokens) - 1, (depth + 1) * size)]
-        partial, length = self._tree.closest_child(node, rest)
+        depth, node, partial, length = self._closest(namespace, tokens, keys, known)
         found = depth * size + length
         kept = kept_token(node, partial, length) if found < len(tokens) - 1 else None
         miss = why_not_more(
             self._tree, self.stored, namespace, tokens, keys, (depth, found), kept is not None
         )
         return Match(depth, found, partial, miss, kept)
+
+    def _closest(
+        self, namespace: bytes, tokens: Sequence[int], keys: Sequence[bytes], known: int
+    ) -> tuple[int, Node, Node | None, int]:
+        """Whole blocks of ``tokens`` in the pool, the last one, the closest below it, how close."""
+        size = self.geometry.block_tokens
+        depth = self.matched_blocks(keys, len(tokens), known)
+        node = self._node_at(namespace, keys, depth)
+        rest = tokens[depth * size : min(len(tokens) - 1, (depth + 1) * size)]
+        return depth, node, *self._tree.closest_child(node, rest)
 
     # tiers ---------------------------------------------------------------------------------------
 
@@ -167,15 +174,13 @@ class KvCache:
         *,
         known: int = 0,
         spare_blocks: int = 0,
+        patient: bool = False,
     ) -> Restore | None:
-        """Begin to bring back what is stored of ``tokens``; None where nothing is, where computing
-        it takes less time, or where there is no room for it beside ``spare_blocks`` now."""
-        depth = self.matched_blocks(keys, len(tokens), known)
-        node = self._node_at(namespace, keys, depth)
-        size = self.geometry.block_tokens
-        rest = tokens[depth * size : min(len(tokens) - 1, (depth + 1) * size)]
-        _, partial = self._tree.closest_child(node, rest)
-        return self._restorer.begin(namespace, tokens, keys, node, depth, partial, spare_blocks)
+        """Begin to bring back what is stored of ``tokens``, as ``Restorer.begin`` says, where there
+        is room for it beside ``spare_blocks``."""
+        depth, node, _, length = self._closest(namespace, tokens, keys, known)
+        found = (node, depth, length)
+        return self._restorer.begin(namespace, tokens, keys, *found, spare_blocks, patient)
 
     def give_way(self) -> bool:
         """Give up a restore, where there is one that nobody computes towards; room comes of it now
@@ -425,10 +430,6 @@ class KvCache:
         end = lease.n_sealed * self.geometry.block_tokens + len(tokens)
         self._saver.want(lease.namespace, node, end)
         return True
-
-    def _compute_s(self, n_tokens: int, start: int) -> float:
-        costs = self.fit.costs
-        return costs.step_s(StepShape()) + costs.prefill_s(n_tokens, start)
 
     def _worth_s(self, node: Node) -> float:
         """In how many seconds a block could be had again, as a power of two: among those that cost

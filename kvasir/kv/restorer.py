@@ -80,14 +80,17 @@ class Restorer:
         depth: int,
         partial: int,
         spare: int,
+        patient: bool = False,
     ) -> Restore | None:
         """Begin to load what is stored of ``tokens`` behind its first ``depth`` blocks, of which
         ``anchor`` is the last, and is not on its way already. None where nothing is, where
-        computing all of it takes less time, or where there is no room now."""
+        computing all of it takes less time, or where there is no room now. Who is ``patient`` does
+        not count the loads that are queued before."""
         tag = namespace_tag(namespace)
         pieces = self._stored.continuation(tag, tokens, keys, depth, partial, self._is_had)
         computed = pieces[0].start + partial if pieces else 0
-        if not pieces or best_split(pieces, computed, self._compute_s, self._load_s) == len(pieces):
+        load_s = self._load_alone_s if patient else self._load_s
+        if not pieces or best_split(pieces, computed, self._compute_s, load_s) == len(pieces):
             return None
         tree = self._device.tree
         root = tree.root(namespace)
@@ -195,6 +198,9 @@ class Restorer:
 
     def _load_s(self, n_bytes: int, tier: Tier) -> float:
         return self._stored.mover.load_s(n_bytes, tier)
+
+    def _load_alone_s(self, n_bytes: int, tier: Tier) -> float:
+        return self._load_s(n_bytes, tier) - self._load_s(0, tier)
 
     def _queue(self, restore: Restore, piece: Piece) -> None:
         piece.load_id = self._stored.next_id()

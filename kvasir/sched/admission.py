@@ -122,7 +122,12 @@ class Admission:
             if key is not None and self._cache.brings(key):
                 return True
             coming = sequence.restore = self.restore(sequence, spare_blocks=n_active)
-        if coming is None or self._cache.worth_meeting(coming, computed):
+        if coming is None:
+            return False
+        # One of many questions on kept texts is in no hurry: what it computed to be through sooner
+        # would keep the others waiting.
+        patient = sequence.request.transient
+        if not patient and self._cache.worth_meeting(coming, computed):
             return False
         if key is not None:
             led.add(key)  # it may wait for a part of that block, which ``brings`` does not know
@@ -141,6 +146,7 @@ class Admission:
             sequence.keys,
             known=sequence.matched_blocks,
             spare_blocks=spare_blocks,
+            patient=sequence.request.transient,
         )
         sequence.restore_refused = (-1, -1) if begun else (room, sequence.matched_blocks)
         return begun

@@ -164,6 +164,29 @@ def test_from_a_slow_disk_the_beginning_is_computed_meanwhile() -> None:
     assert took_s < 0.8 * alone_s
 
 
+def test_questions_that_are_in_no_hurry_load_all_that_is_kept() -> None:
+    """Many at a time, whose loads wait for each other: none computes what another could use the
+    engine for. From a disk that by itself is slower than computing, nothing is loaded for them
+    either."""
+    rng = random.Random(8)
+    folders = disk()
+    books = [text(rng, 100) for _ in range(12)]
+    first = VirtualEngine(n_blocks=2048, folders=folders)
+    for book in books:
+        first.ask(book)
+    first.save()
+    per_token_s = first.sched.costs.prefill_s(100, 0) / 100
+    for speed, least, most in ((2.0, 1200, 1205), (0.2, 0, 20)):
+        slow = VirtualEngine(
+            n_blocks=2048, folders=folders, read_bytes_per_s=8 * speed / per_token_s
+        )
+        asked = [slow.submit([*book, 1, 2, 3], transient=True) for book in books]
+        slow.run()
+        reused = sum(usage(slow.answer(name)).reused_tokens for name in asked)
+        assert least <= reused <= most, "beside a token that two texts begin with alike"
+        assert all(slow.right(name) for name in asked)
+
+
 def test_from_a_disk_that_is_slower_than_computing_nothing_is_loaded() -> None:
     rng = random.Random(9)
     folders, book, _ = kept(rng, 100)
