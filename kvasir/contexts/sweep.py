@@ -26,7 +26,7 @@ from kvasir.core.tiers import Tier
 
 Outcome = Literal["found", "unverified", "empty", "failed"]
 
-MAX_TOKENS = 96  # of one section's answer
+MAX_TOKENS = 64  # of one section's answer: a sentence
 _QUESTION = (
     "{question}\n"
     "Quote the one sentence of the text above that answers this. If none does, say: nothing here."
@@ -101,6 +101,8 @@ def _judged(
     library: Library, definition: Definition, section: SectionRow, done: Done
 ) -> SectionAnswer:
     answer = library.codec.tokenizer.decode(done.tokens, skip_special=True).strip()
+    if len(done.tokens) == MAX_TOKENS:  # it was cut off, maybe within a word
+        answer = answer.rpartition(" ")[0] or answer
     passages: tuple[Citation, ...] = ()
     outcome: Outcome = "empty"
     if done.problem:

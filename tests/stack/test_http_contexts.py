@@ -14,6 +14,7 @@ import pytest
 from virtual_server import BLOCK_TOKENS, World, world
 
 from kvasir.contexts.outline import unpacked
+from kvasir.contexts.sweep import MAX_TOKENS
 from kvasir.core.config import Config
 from kvasir.sched.virtual import expected_answer
 
@@ -236,8 +237,9 @@ def test_a_text_longer_than_the_window_is_swept_without_missing_a_section(made: 
     )
     for section in reply["sections"]:
         prompt = [*unpacked(ids[section["index"]]), *tail]
-        said = expected_answer(namespace_of_local(made), prompt, 96, vocab_size=95)
-        assert section["answer"] == made.served.codec.tokenizer.decode(said).strip()
+        said = expected_answer(namespace_of_local(made), prompt, MAX_TOKENS, vocab_size=95)
+        text = made.served.codec.tokenizer.decode(said).strip()
+        assert section["answer"] == (text.rpartition(" ")[0] or text), "the cut off word is left out"
         # a block or two may be computed sooner than they are loaded
         reused = section["reused_from_memory"] + section["reused_from_disk"]
         assert reused >= len(prompt) - len(tail) - 3 * BLOCK_TOKENS
