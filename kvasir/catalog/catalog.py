@@ -6,7 +6,7 @@ find nothing of another tenant, to whom it is as if it were not there.
 
 from __future__ import annotations
 
-from sqlalchemy import insert, select
+from sqlalchemy import Connection, insert, select
 
 from kvasir.catalog import tables
 from kvasir.catalog.contexts import Contexts
@@ -35,15 +35,23 @@ class Catalog:
         self.events = Events(database)
         self.idempotency = Idempotency(database)
 
-    def claim(self, home: str) -> None:
-        """Make this the catalog of the home with that digest; the first one has it.
+    def claim(self, home: str, *, has_texts: bool = False) -> None:
+        """Make this the catalog of the home with that digest; the first one has it. ``has_texts``
+        says that files or contexts lie in it.
 
-        Files, contexts and KV lie in a home, so a second one would find rows without what they
-        name. Raises ``ConfigError`` where it is another's.
+        They lie in a home, so a second one would find rows without what they name, and a second
+        catalog would take them for what nobody names any more. Raises ``ConfigError`` for both.
         """
         with self._database.write() as connection:
             owner = connection.execute(select(tables.home.c.digest)).scalar()
             if owner is None:
+                if has_texts and not self._names_any(connection):
+                    raise ConfigError(
+                        f"the database {self.told} is new, and files or contexts are in the home\n"
+                        "another database names them; with this one they would be removed\n"
+                        "name that one with the setting `database`, or another home; or remove the "
+                        "folders files and contexts from this one"
+                    )
                 connection.execute(insert(tables.home).values(digest=home))
             elif owner != home:
                 raise ConfigError(
@@ -51,6 +59,13 @@ class Catalog:
                     "what its rows name lies in that one\n"
                     "name another database with the setting `database`, or the home that it is of"
                 )
+
+    def _names_any(self, connection: Connection) -> bool:
+        """Whether there is a row of a file or a context."""
+        return any(
+            connection.execute(select(table.c.id).limit(1)).first() is not None
+            for table in (tables.files, tables.contexts)
+        )
 
     def close(self) -> None:
         """Give back all connections; nothing may be called any more."""

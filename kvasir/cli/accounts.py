@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from kvasir.catalog.catalog import Catalog, open_catalog
+from kvasir.catalog.catalog import Catalog
 from kvasir.cli.client import Client
 from kvasir.cli.connect import own_unless_served
 from kvasir.cli.home import OwnedHome, open_home
+from kvasir.cli.own_catalog import open_own_catalog
 from kvasir.cli.stored import in_folder
 from kvasir.contexts.store import TextStore
-from kvasir.core.config import Config, database_url
+from kvasir.core.config import Config
 from kvasir.core.realm import namespace_tag
 from kvasir.service import accounts
 from kvasir.service.accounts import (
@@ -77,7 +78,7 @@ def open_accounts(config: Config) -> Iterator[Accounts]:
         if owned is None:
             yield ServedAccounts(stack.enter_context(Client(home.socket_path)))
         else:
-            catalog = stack.enter_context(contextlib.closing(open_catalog(database_url(config))))
+            catalog = stack.enter_context(contextlib.closing(open_own_catalog(config, owned)))
             yield AccountsInDatabase(config, owned, catalog)
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastapi import FastAPI
 
-from kvasir.catalog.catalog import open_catalog
 from kvasir.cli.home import OwnedHome
-from kvasir.core.config import Config, database_url
+from kvasir.cli.own_catalog import open_own_catalog
+from kvasir.core.config import Config
 from kvasir.engine.build import Built, build
 from kvasir.service.app import create_app
 from kvasir.service.served import Served
@@ -26,10 +25,8 @@ class Server:
 
 def compose(config: Config, owned: OwnedHome, report: Callable[[str], None]) -> Server:
     """Load what ``config`` names and put the application on top. Raises what ``build`` raises."""
-    secret = owned.secret()
-    catalog = open_catalog(database_url(config))
+    catalog = open_own_catalog(config, owned)
     try:
-        catalog.claim(hashlib.sha256(b"kvasir home" + secret).hexdigest())
         built = build(config, report)
     except BaseException:
         catalog.close()
@@ -41,6 +38,6 @@ def compose(config: Config, owned: OwnedHome, report: Callable[[str], None]) -> 
         codec=built.codec,
         catalog=catalog,
         home=owned.home.path,
-        secret=secret,
+        secret=owned.secret(),
     )
     return Server(create_app(served, config), built)

@@ -12,14 +12,14 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from kvasir.core.errors import KvasirError
 
+_FILES, _CONTEXTS = "files", "contexts"  # folders of a home
 _ID = re.compile(r"(file|ctx)-?_?[0-9a-f]{24,64}")
-_CHUNK_BYTES = 2**20
 
 
 class StoreBroken(KvasirError):
@@ -31,8 +31,8 @@ class TextStore:
 
     def __init__(self, home: Path) -> None:
         """``home`` must be a folder. What a crash left half written is removed."""
-        self.files = _folder(home / "files")
-        self.contexts = _folder(home / "contexts")
+        self.files = _folder(home / _FILES)
+        self.contexts = _folder(home / _CONTEXTS)
         for folder in (self.files, self.contexts):
             for left in folder.glob("*.part"):
                 left.unlink(missing_ok=True)
@@ -145,13 +145,11 @@ class TextStore:
         return removed
 
 
-def copy_chunks(source: BinaryIO, take: Callable[[bytes], object]) -> int:
-    """Give all of ``source`` to ``take`` piece by piece; how many bytes there were."""
-    n_bytes = 0
-    while chunk := source.read(_CHUNK_BYTES):
-        take(chunk)
-        n_bytes += len(chunk)
-    return n_bytes
+def has_texts(home: Path) -> bool:
+    """Whether files or contexts lie in ``home``."""
+    folders = [home / name for name in (_FILES, _CONTEXTS)]
+    found = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
+    return any(path.suffix != ".part" for path in found)
 
 
 def _checked(id_: str) -> str:

@@ -115,3 +115,13 @@ def test_a_catalog_is_that_of_one_home(url: str) -> None:
             catalog.claim("b" * 64)
     with contextlib.closing(open_catalog(url)) as catalog, pytest.raises(ConfigError):
         catalog.claim("b" * 64)
+
+
+def test_a_new_catalog_is_none_of_a_home_that_has_texts_already(url: str) -> None:
+    """Whatever it does not name would be removed from the home: it is refused, each time."""
+    with contextlib.closing(open_catalog(url)) as catalog:
+        for _ in range(2):
+            with pytest.raises(ConfigError, match="they would be removed"):
+                catalog.claim("a" * 64, has_texts=True)
+        catalog.claim("a" * 64)
+        catalog.claim("a" * 64, has_texts=True)
