@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -27,6 +27,7 @@ from sqlalchemy.exc import DatabaseError
 
 from kvasir.catalog import rows, tables
 from kvasir.catalog.database import Database, is_conflict
+from kvasir.catalog.events import append
 from kvasir.catalog.values import UNFINISHED, ContextRow, ContextStatus, Order, SectionRow
 from kvasir.core.errors import NameTaken
 
@@ -90,6 +91,23 @@ class Contexts:
         with naming, self._database.write() as connection:
             return rows.change(connection, _TABLE, ContextRow, tenant, context_id, changes)
 
+    def conclude(
+        self,
+        tenant: str,
+        context_id: str,
+        kind: str,
+        data: Mapping[str, Any],
+        now: int,
+        **changes: Any,
+    ) -> ContextRow | None:
+        """Set fields of a context together with the event that says so, so that nobody sees the
+        one without the other; the context as it is now, None where it is not there."""
+        with self._database.write() as connection:
+            row = rows.change(connection, _TABLE, ContextRow, tenant, context_id, changes)
+            if row is not None:
+                append(connection, context_id, kind, data, now)
+            return row
+
     def touch(self, tenant: str, context_id: str, now: int) -> ContextRow | None:
         """Count a request on a context, which was thereby used at ``now``; where it expires some
         time after its last use, that is later then."""
@@ -125,6 +143,14 @@ class Contexts:
     def held(self) -> tuple[ContextRow, ...]:
         """Contexts of all tenants whose KV, or what was read of it, is to stay."""
         return self._all(_TABLE.c.keep == "kv", _TABLE.c.status != "expired")
+
+    def promised_bytes(self, without: str = "") -> int:
+        """Bytes of all that are ``held``, the context ``without`` left out."""
+        query = select(func.coalesce(func.sum(_TABLE.c.n_bytes), 0)).where(
+            _TABLE.c.keep == "kv", _TABLE.c.status != "expired", _TABLE.c.id != without
+        )
+        with self._database.read() as connection:
+            return int(connection.execute(query).scalar_one())
 
     def ids(self) -> set[str]:
         """Ids of all contexts of all tenants."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from kvasir.catalog import rows, tables
 from kvasir.catalog.database import Database
@@ -27,17 +27,8 @@ class Events:
 
     def append(self, context_id: str, kind: str, data: Mapping[str, Any], now: int) -> int:
         """Note an event; its number, from 1. Where the context has gone, nothing is noted: 0."""
-        here = _CONTEXTS.c.id == context_id
-        count = update(_CONTEXTS).where(here).values(last_seq=_CONTEXTS.c.last_seq + 1)
         with self._database.write() as connection:
-            # counting holds the context's row until the event is there, so that nobody can see a
-            # later number before an earlier one
-            if not connection.execute(count).rowcount:
-                return 0
-            seq = connection.execute(select(_CONTEXTS.c.last_seq).where(here)).scalar_one()
-            event = EventRow(seq=int(seq), kind=kind, data=data, created_at=now)
-            connection.execute(insert(_TABLE).values(context=context_id, **rows.fields_of(event)))
-            return event.seq
+            return append(connection, context_id, kind, data, now)
 
     def after(self, context_id: str, seq: int, limit: int) -> tuple[EventRow, ...]:
         """Up to ``limit`` events with numbers over ``seq``, in their order."""
@@ -64,3 +55,19 @@ class Events:
         )
         with self._database.write() as connection:
             return int(connection.execute(statement).rowcount)
+
+
+def append(
+    connection: Connection, context_id: str, kind: str, data: Mapping[str, Any], now: int
+) -> int:
+    """The same within somebody's transaction."""
+    here = _CONTEXTS.c.id == context_id
+    count = update(_CONTEXTS).where(here).values(last_seq=_CONTEXTS.c.last_seq + 1)
+    # counting holds the context's row until the event is there, so that nobody can see a later
+    # number before an earlier one
+    if not connection.execute(count).rowcount:
+        return 0
+    seq = connection.execute(select(_CONTEXTS.c.last_seq).where(here)).scalar_one()
+    event = EventRow(seq=int(seq), kind=kind, data=data, created_at=now)
+    connection.execute(insert(_TABLE).values(context=context_id, **rows.fields_of(event)))
+    return event.seq

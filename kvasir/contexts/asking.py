@@ -51,6 +51,15 @@ class Prompt:
 
 def check_usable(library: Library, row: ContextRow, eta_s: float | None = None) -> None:
     """Raise ``NotReady`` or ``NotUsable`` unless ``row`` can be asked."""
+    if row.status != "expired" and not is_of_this_model(library, row):
+        raise NotUsable(
+            f"The context {row.name or row.id} was made for {row.model} "
+            f"({row.definition.get('realm')}), and this server runs {library.card.name} "
+            f"({realm_name(library)}). Serve that model as it was, or create the context again: "
+            "its text is kept.",
+            param="context",
+            code="context_model_mismatch",
+        )
     if row.status in QUEUED:
         raise NotReady(row, eta_s)
     if row.status != "completed":
@@ -61,15 +70,11 @@ def check_usable(library: Library, row: ContextRow, eta_s: float | None = None) 
             param="context",
             code=f"context_{row.status}",
         )
-    if row.definition.get("realm") != realm_name(library):
-        raise NotUsable(
-            f"The context {row.name or row.id} was read by {row.model} "
-            f"({row.definition.get('realm')}), and this server runs {library.card.name} "
-            f"({realm_name(library)}). Serve that model as it was, or create the context again: "
-            "its text is kept.",
-            param="context",
-            code="context_model_mismatch",
-        )
+
+
+def is_of_this_model(library: Library, row: ContextRow) -> bool:
+    """Whether ``row`` was made for the model that is served, as it is served."""
+    return bool(row.definition.get("realm") == realm_name(library))
 
 
 def realm_name(library: Library) -> str:

@@ -86,8 +86,7 @@ def create(library: Library, wanted: Wanted) -> tuple[ContextRow, bool]:
         _check_name(library, wanted, existing)
         if existing is not None:
             return _renewed(library, wanted, existing)
-        if wanted.keep == "kv":
-            check_room(library, wanted.tenant, planned.forecast.n_bytes)
+        check_promise(library, wanted, planned.forecast.n_bytes, None)
         row = _row(library, wanted, planned)
         library.store.put_definition(row.id, wanted.definition.to_json())
         try:
@@ -98,6 +97,19 @@ def create(library: Library, wanted: Wanted) -> tuple[ContextRow, bool]:
             library.store.remove_context(row.id)
             raise
     return row, True
+
+
+def check_promise(
+    library: Library, wanted: Wanted, n_bytes: int, existing: ContextRow | None
+) -> None:
+    """Raise ``NoRoom`` unless the KV of what is ``wanted``, so many bytes, can be kept as promised.
+    ``existing`` is the context that is it already."""
+    if existing is None:
+        if wanted.keep == "kv":
+            check_room(library, wanted.tenant, n_bytes)
+    elif "kv" in (wanted.keep, existing.keep):
+        is_held = existing.keep == "kv" and existing.status != "expired"
+        check_room(library, wanted.tenant, n_bytes, without=existing.id if is_held else "")
 
 
 def expires_at(row: ContextRow, now: int) -> int | None:
@@ -131,8 +143,7 @@ def _check_name(library: Library, wanted: Wanted, existing: ContextRow | None) -
 def _renewed(library: Library, wanted: Wanted, row: ContextRow) -> tuple[ContextRow, bool]:
     """``row``, which is what is ``wanted`` already, with the new wishes about keeping it."""
     keep: Literal["kv", "text"] = "kv" if "kv" in (wanted.keep, row.keep) else "text"
-    if keep == "kv":
-        check_room(library, row.tenant, row.n_bytes, without=row.id)
+    check_promise(library, wanted, row.n_bytes, row)
     _mend(library, wanted, row)
     changes: dict[str, Any] = {"pinned": wanted.pinned or row.pinned, "keep": keep}
     if wanted.name is not None:

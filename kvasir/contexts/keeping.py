@@ -13,10 +13,10 @@ import threading
 from collections.abc import Callable
 
 from kvasir.catalog.values import ContextRow
+from kvasir.contexts.asking import is_of_this_model
 from kvasir.contexts.library import Library
 from kvasir.contexts.outline import unpacked
 from kvasir.contexts.reading import StillReading, hold
-from kvasir.core.errors import KvasirError
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ def open_shelves(library: Library) -> None:
     """Hold the KV of all live contexts, and remove what no row names. Before anything is served."""
     contexts = library.catalog.contexts
     for row in contexts.held():
+        if not is_of_this_model(library, row):
+            continue  # under this model it has no KV, and room for it would be taken from others
         ids = contexts.section_tokens(row.id)
         hold(library, row, library.namespace_of(row.tenant), ids)
     # what a crash has interrupted goes on once that is held which others share with it
@@ -67,9 +69,9 @@ def expire(library: Library, row: ContextRow) -> None:
 
 def _let_go(library: Library, row: ContextRow) -> None:
     library.engine.let_go(row.id)
-    if row.keep == "kv":
-        texts = [unpacked(ids) for ids in library.catalog.contexts.section_tokens(row.id).values()]
-        library.engine.drop(library.namespace_of(row.tenant), texts)
+    # of one that keeps its text alone, what questions have left of it
+    texts = [unpacked(ids) for ids in library.catalog.contexts.section_tokens(row.id).values()]
+    library.engine.drop(library.namespace_of(row.tenant), texts)
 
 
 class Keeper:
@@ -118,5 +120,5 @@ class Keeper:
         while not self._closing.wait(_EVERY_S):
             try:
                 self.round()
-            except (KvasirError, OSError):
+            except Exception:  # whatever it was, the thread is the only one that ends things
                 log.exception("ending what has expired failed; it is tried again")

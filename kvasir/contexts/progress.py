@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from kvasir.catalog.values import ContextRow
+from kvasir.catalog.values import ContextRow, ContextStatus
 from kvasir.contexts.library import Library
 
 _EVERY_S = 1.0  # between two events of progress
@@ -52,6 +52,12 @@ class Progress:
             self._began_tokens += tokens
         self._tell()
 
+    def lose_part(self, tokens: int) -> None:
+        """A part of so many tokens that was read is kept no more."""
+        with self._lock:
+            self._read_tokens -= tokens
+            self._began_tokens -= tokens
+
     def snapshot(self) -> dict[str, Any]:
         """What clients are told: tokens, speed, and the seconds that are left."""
         with self._lock:
@@ -79,7 +85,17 @@ def tell(library: Library, context_id: str, kind: str, data: Mapping[str, Any]) 
     return library.catalog.events.append(context_id, kind, dict(data), library.now())
 
 
-def tell_last(library: Library, context_id: str, kind: str, data: Mapping[str, Any]) -> None:
-    """Put the event behind the others with which a reading ends; old ones are forgotten."""
-    tell(library, context_id, kind, data)
-    library.catalog.events.trim(context_id, _KEPT)
+def tell_end(library: Library, row: ContextRow, status: ContextStatus, error: str | None) -> None:
+    """Note how the reading of ``row`` ended and tell it, in one; old events are forgotten."""
+    now = library.now()
+    library.catalog.contexts.conclude(
+        row.tenant,
+        row.id,
+        f"context.{status}",
+        {"status": status, "error": error},
+        now,
+        status=status,
+        error=error,
+        completed_at=now if status == "completed" else None,
+    )
+    library.catalog.events.trim(row.id, _KEPT)

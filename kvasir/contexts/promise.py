@@ -96,8 +96,7 @@ def check_room(library: Library, tenant: str, n_bytes: int, *, without: str = ""
     tier = disk(library)
     if tier is None:
         return  # nothing is promised then
-    held = library.catalog.contexts.held()
-    promised = sum(row.n_bytes for row in held if row.id != without)
+    promised = library.catalog.contexts.promised_bytes(without)
     left = int(tier.cap_bytes * _MARGIN) - promised
     if not without:  # what is held of that one already is no room to the engine
         left = min(left, library.engine.room_bytes(library.namespace_of(tenant)))

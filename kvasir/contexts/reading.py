@@ -1,8 +1,9 @@
 """Reading contexts in the background: part after part, each marked when its KV is durable.
 
 Invariants: a part is marked as read only when the tier that it was promised to holds all of it;
-what was marked is never computed again because of a crash or a cancel; a context that is being read
-takes no more than two places in the engine, whose fair shares keep it from holding up others.
+what was marked is not computed again because of a crash or a cancel, unless it was lost since; a
+context is read by the model that it was made for alone; one that is being read takes no more than
+two places in the engine, whose fair shares keep it from holding up others.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-from kvasir.catalog.values import UNFINISHED, ContextRow, SectionRow
+from kvasir.catalog.values import UNFINISHED, ContextRow, ContextStatus, SectionRow
 from kvasir.contexts import summaries
+from kvasir.contexts.asking import is_of_this_model
 from kvasir.contexts.batch import Cancelled, Done, run_all
 from kvasir.contexts.library import Library
 from kvasir.contexts.outline import unpacked
-from kvasir.contexts.progress import Progress, tell, tell_last
+from kvasir.contexts.progress import Progress, tell, tell_end
 from kvasir.contexts.promise import disk
 from kvasir.core.errors import CatalogUnavailable, EngineStopped, KvasirError
 from kvasir.core.requests import Request
@@ -169,11 +171,12 @@ class Reader:
 
     def _begin(self, reading: _Reading) -> ContextRow | None:
         """The context as it is now; None where nothing of it is to be read."""
-        contexts, known = self._library.catalog.contexts, reading.row
-        with self._library.turn:  # what is to be kept of it does not change meanwhile
+        library, known = self._library, reading.row
+        contexts = library.catalog.contexts
+        with library.turn:  # what is to be kept of it does not change meanwhile
             row = contexts.get(known.tenant, known.id)
-            if row is None or row.status not in UNFINISHED:
-                return None
+            if row is None or row.status not in UNFINISHED or not is_of_this_model(library, row):
+                return None  # one of another model goes on when that is served again
             if row.keep == "text":
                 self._note_end(reading, "completed", None)
                 return None
@@ -215,18 +218,10 @@ class Reader:
         hold(library, row, namespace, ids)
         # what a reading before this one has aborted may still be known to the engine
         stamp = secrets.token_hex(4)
-        left = {section.index: section for section in sections if not section.read}
         asked: dict[str, SectionRow] = {}
 
         def requests() -> Iterator[Request]:
-            for section in left.values():
-                tokens = unpacked(ids[section.index])
-                if kept(library, namespace, tokens):
-                    library.catalog.contexts.mark_read(
-                        row.id, section.index, reused_tokens=section.n_tokens
-                    )
-                    progress.find_part(section.n_tokens)
-                    continue
+            for section, tokens in self._missing(row, sections, ids, progress, unwanted):
                 request = Request(
                     id=f"read-{row.id}-{stamp}-{section.index}",
                     namespace=namespace,
@@ -260,6 +255,33 @@ class Reader:
             )
             progress.finish_part(done.request.id, section.n_tokens)
 
+    def _missing(
+        self,
+        row: ContextRow,
+        sections: tuple[SectionRow, ...],
+        ids: dict[int, bytes],
+        progress: Progress,
+        unwanted: summaries.Unwanted,
+    ) -> Iterator[tuple[SectionRow, list[int]]]:
+        """The parts that are not kept, with their ids; those that are found kept are marked."""
+        library = self._library
+        namespace = library.namespace_of(row.tenant)
+        for section in sections:
+            if unwanted():
+                raise Cancelled
+            if section.read and disk(library) is None:
+                continue
+            tokens = unpacked(ids[section.index])
+            if not kept(library, namespace, tokens):
+                if section.read:  # lost since it was marked: cleared, damaged, a disk that failed
+                    progress.lose_part(section.n_tokens)
+                yield section, tokens
+            elif not section.read:
+                library.catalog.contexts.mark_read(
+                    row.id, section.index, reused_tokens=section.n_tokens
+                )
+                progress.find_part(section.n_tokens)
+
     def _settle(self, done: Done, unwanted: summaries.Unwanted) -> None:
         """Wait until what was computed is durable, where there is a tier that lasts. What gave way
         to others before it was saved is computed again."""
@@ -285,21 +307,15 @@ class Reader:
             "say how storage is doing; create it again to go on."
         )
 
-    def _note_end(self, reading: _Reading, status: str, error: str | None) -> None:
+    def _note_end(self, reading: _Reading, status: ContextStatus, error: str | None) -> None:
         """Note how a reading ended, where everybody looks."""
         with self._changed:
             reading.ending = True
-        library, row, now = self._library, reading.row, self._library.now()
-        completed_at = now if status == "completed" else None
         try:
-            library.catalog.contexts.update(
-                row.tenant, row.id, status=status, error=error, completed_at=completed_at
-            )
-            data = {"status": status, "error": error}
-            tell_last(library, row.id, f"context.{status}", data)
+            tell_end(self._library, reading.row, status, error)
         except CatalogUnavailable:
             # it stays as one that is read; to create or cancel it, or the next start, goes on
-            log.exception("how the reading of %s ended could not be noted", row.id)
+            log.exception("how the reading of %s ended could not be noted", reading.row.id)
 
 
 def hold(library: Library, row: ContextRow, namespace: bytes, ids: dict[int, bytes]) -> None:

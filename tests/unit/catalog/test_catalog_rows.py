@@ -111,7 +111,14 @@ class CatalogMachine(RuleBasedStateMachine):
     ) -> Any:
         id_ = self.fresh("ctx_", tie)
         row = context_row(
-            id_, tenant, created_at=now, name=name, file_ids=tuple(held), n_sections=2, **fields
+            id_,
+            tenant,
+            created_at=now,
+            name=name,
+            file_ids=tuple(held),
+            n_sections=2,
+            n_bytes=10**tie,
+            **fields,
         )
         if self.named(tenant, name) is not None:
             with pytest.raises(NameTaken):
@@ -221,6 +228,10 @@ class CatalogMachine(RuleBasedStateMachine):
         assert self.catalog.contexts.unfinished() == ordered(waiting)
         assert self.catalog.contexts.live() == ordered(live)
         assert self.catalog.contexts.held() == ordered(held)
+        assert self.catalog.contexts.promised_bytes() == sum(row.n_bytes for row in held)
+        for row in held[:1]:
+            others = sum(each.n_bytes for each in held if each.id != row.id)
+            assert self.catalog.contexts.promised_bytes(row.id) == others
         assert self.catalog.contexts.expired(now) == ordered(expired)
         gone = [row for row in self.files.values() if over(row)]
         assert sorted(self.catalog.files.expired(now), key=by_age) == list(ordered(gone))

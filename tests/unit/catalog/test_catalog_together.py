@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from catalog_samples import context_row
+from sqlalchemy.exc import StatementError
 
 from kvasir.catalog.catalog import Catalog, open_catalog
 
@@ -55,6 +56,24 @@ def test_numbers_of_events_grow_by_one_whoever_appends(url: str) -> None:
         assert sorted([*ours, *theirs[0], *theirs[1]]) == seen
         kinds = [event.kind for event in catalog.events.after("ctx_1", 0, 999)]
         assert {kind: kinds.count(kind) for kind in kinds} == {"left": 40, "right": 40, "here": 60}
+
+
+def test_an_end_and_the_event_that_says_so_are_there_together_or_not(catalog: Catalog) -> None:
+    catalog.contexts.add(context_row())
+    done = catalog.contexts.conclude(
+        "ann", "ctx_1", "context.completed", {"n": 1}, 5, status="completed", completed_at=5
+    )
+    assert done is not None
+    assert (done.status, done.completed_at) == ("completed", 5)
+    assert [event.kind for event in catalog.events.after("ctx_1", 0, 9)] == ["context.completed"]
+    with pytest.raises(StatementError):
+        catalog.contexts.conclude(
+            "ann", "ctx_1", "context.failed", {"n": float("nan")}, 6, status="failed"
+        )
+    assert catalog.contexts.get("ann", "ctx_1") == done
+    assert catalog.contexts.conclude("bob", "ctx_1", "x", {}, 7, status="failed") is None
+    assert catalog.contexts.get("ann", "ctx_1") == done
+    assert catalog.events.last("ctx_1") == 1
 
 
 def test_numbers_go_on_where_events_were_trimmed(catalog: Catalog) -> None:

@@ -165,6 +165,37 @@ def test_with_a_context_goes_what_was_asked_on_it(made: Made) -> None:
     made.check()
 
 
+def test_with_one_that_keeps_its_text_alone_goes_what_questions_left_of_it(made: Made) -> None:
+    row = made.create(TEXT, keep="text")
+    namespace = made.library.namespace_of("a")
+    (part,) = made.parts(row)
+    ask = Request(id="q", namespace=namespace, tokens=[*part, 5, 6, 7], max_tokens=4)
+    list(run_all(made.client, [ask], width=1))
+    wait_for(lambda: made.client.residence(namespace, part).durable)
+    keeping.delete(made.library, row)
+    assert stored_tokens(made, row, [part]) == 0
+    assert not made.client.texts(namespace)
+
+
+def test_whatever_goes_wrong_in_a_round_the_next_one_is_made(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds: list[int] = []
+
+    def fails(keeper: Keeper) -> None:
+        rounds.append(1)
+        raise RuntimeError("planted fault")
+
+    monkeypatch.setattr(keeping, "_EVERY_S", 0.01)
+    monkeypatch.setattr(Keeper, "round", fails)
+    keeper = Keeper(made.library, made.reader.stopped)
+    keeper.start()
+    try:
+        wait_for(lambda: len(rounds) > 2)
+    finally:
+        keeper.close()
+
+
 class Killed(BaseException):
     """Nothing after it is done."""
 

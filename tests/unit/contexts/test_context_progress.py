@@ -14,7 +14,7 @@ from realms import realm
 from kvasir.catalog.values import ContextRow
 from kvasir.contexts import miss_rates, progress
 from kvasir.contexts.miss_rates import MissRate, measured
-from kvasir.contexts.progress import Progress, tell, tell_last
+from kvasir.contexts.progress import Progress, tell, tell_end
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_numbers_grow_and_the_last_events_are_kept(made: Made, row: ContextRow) 
     found = numbers(made, row)
     assert [seq for seq, _ in found] == list(range(1, 101))
     assert numbers(made, row, after=90) == found[90:]
-    tell_last(made.library, row.id, "context.completed", {})
+    tell_end(made.library, row, "completed", None)
     found = numbers(made, row)
     assert found[-1] == (101, "context.completed")
     assert len(found) == 64
@@ -107,7 +107,7 @@ def test_numbers_grow_and_the_last_events_are_kept(made: Made, row: ContextRow) 
 
 def test_of_a_context_that_is_gone_nothing_is_told(made: Made, row: ContextRow) -> None:
     made.library.catalog.contexts.remove("a", row.id)
-    tell_last(made.library, row.id, "context.completed", {})
+    tell_end(made.library, row, "completed", None)
     assert numbers(made, row) == []
 
 

@@ -73,6 +73,19 @@ def test_what_has_no_room_is_refused_with_the_numbers_and_leaves_nothing(tmp_pat
         assert made.create("Short. " * 20).status == "completed"
 
 
+def test_one_that_expired_is_promised_no_more_than_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it is held any more, so its room may be another's."""
+    with opened(tmp_path) as made:
+        row = made.create("Renewed. " * 30)
+        monkeypatch.setattr(type(made.client), "room_bytes", lambda *_: 0)
+        assert made.create("Renewed. " * 30).id == row.id, "it has its room"
+        keeping.expire(made.library, row)
+        with pytest.raises(NoRoom):
+            creating.create(made.library, wanted("Renewed. " * 30))
+
+
 class Promises(RuleBasedStateMachine):
     """Contexts come and go; the sum of promises is within the cap, and all that was promised and
     read is kept."""

@@ -11,6 +11,7 @@ import pytest
 from context_library import Clock, Made, opened, wait_for, wanted
 
 from kvasir.contexts import creating, keeping
+from kvasir.contexts.asking import NotUsable, check_usable
 from kvasir.contexts.reading import StillReading
 from kvasir.core.errors import CatalogUnavailable
 from kvasir.core.plans import StepPlan
@@ -233,15 +234,11 @@ def test_a_fault_is_told_and_creating_it_again_goes_on(made: Made) -> None:
 def test_an_end_that_cannot_be_noted_is_made_good_by_creating_it_again(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    contexts = made.library.catalog.contexts
-    update = type(contexts).update
 
-    def fails(self: object, *args: str, **changes: object) -> object:
-        if changes.get("status") == "completed":
-            raise CatalogUnavailable("the database is away")
-        return update(contexts, *args, **changes)
+    def fails(*_: object, **__: object) -> None:
+        raise CatalogUnavailable("the database is away")
 
-    monkeypatch.setattr(type(contexts), "update", fails)
+    monkeypatch.setattr(type(made.library.catalog.contexts), "conclude", fails)
     row = made.create("Unnoted. " * 30, read=False)
     made.reader.take(row)
     wait_for(lambda: made.row(row).read_tokens > 0 and not made.reader._readings)
@@ -275,3 +272,35 @@ def test_closed_in_the_midst_it_is_neither_cancelled_nor_failed(tmp_path: Path) 
         assert made.row(row).status == "in_progress"
         made.reader.take(row)  # nobody is there any more
         assert not made.reader._readings
+
+
+def test_what_was_lost_since_it_was_read_is_read_again(made: Made) -> None:
+    """The owner has cleared the cache, or the disk has lost it: marks say what once was."""
+    row = made.create(LONG)
+    made.client.clear(None, None)
+    contexts = made.library.catalog.contexts
+    contexts.update(row.tenant, row.id, status="failed", error="it was stopped")
+    again = made.create(LONG)
+    assert again.id == row.id
+    namespace = made.library.namespace_of("a")
+    assert all(made.client.residence(namespace, part).durable for part in made.parts(row))
+    assert again.read_tokens == again.tokens
+    assert again.computed_tokens > row.computed_tokens
+
+
+def test_one_of_another_model_waits_until_that_is_served_again(tmp_path: Path) -> None:
+    """Its ids are not this model's, and what this one computes of them would be called kept."""
+    with opened(tmp_path) as made:
+        row = made.create("Another. " * 30, read=False)
+        theirs = {**row.definition, "realm": "another"}
+        made.library.catalog.contexts.update(row.tenant, row.id, definition=theirs)
+    with opened(tmp_path) as made:
+        keeping.open_shelves(made.library)
+        assert not made.holders(), "room is kept for what cannot be read"
+        made.reader.resume()
+        wait_for(lambda: not made.reader._readings)
+        left = made.row(row)
+        assert (left.status, left.read_tokens) == ("queued", 0)
+        assert made.client.status().computed_tokens == 0
+        with pytest.raises(NotUsable, match="was made for"):
+            check_usable(made.library, left)
