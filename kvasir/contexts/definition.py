@@ -14,7 +14,7 @@ from typing import Any
 
 from kvasir.contexts.layout import LAYOUT, Message
 from kvasir.core.realm import Realm
-from kvasir.documents.values import Document, check
+from kvasir.documents.values import Document, check, check_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +72,8 @@ class Definition:
             turns = _turns(data["turns"])
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"this is not the definition of a context: {error}") from error
-        if not (instructions is None or isinstance(instructions, str)):
-            raise ValueError("its instructions are no text")
+        if instructions is not None:
+            check_text(instructions)
         if type(section_tokens) is not int or section_tokens < 1:
             raise ValueError("its section_tokens are no number of tokens")
         for document in documents:
@@ -89,8 +89,7 @@ class Definition:
 def _turns(data: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
     turns = tuple({"role": t["role"], "content": t["content"]} for t in data)
     roles = [turn["role"] for turn in turns]
-    if not all(isinstance(turn["content"], str) for turn in turns):
-        raise ValueError("a turn is no text")
+    check_text(*(turn["content"] for turn in turns))
     if any(role not in ("user", "assistant") for role in roles) or roles[:1] == ["assistant"]:
         raise ValueError("its turns are not those of a user and an assistant")
     return turns

@@ -314,10 +314,8 @@ def _validate(document: Document, limits: ExtractLimits) -> None:
     ):
         raise ValueError("more pages or headings than it may")
     for page in document.pages:
-        _whole_number(page.index), _whole_number(page.start), _whole_number(page.end)
         _short(page.label)
     for heading in document.headings:
-        _whole_number(heading.level), _whole_number(heading.start)
         _short(heading.title)
     for row in document.unread:
         _checked_unread(row, len(document.pages))

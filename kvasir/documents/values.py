@@ -103,20 +103,45 @@ class Extraction:
 
 
 def check(document: Document) -> None:
-    """Raise ``ValueError`` unless ``document`` is as the module's invariants say."""
+    """Raise ``ValueError`` unless ``document`` is as the module's invariants say, whatever its
+    fields were made from."""
+    check_text(document.name, document.media_type, document.text)
+    if document.encoding is not None:
+        check_text(document.encoding)
     at = 0
     for number, page in enumerate(document.pages):
+        check_text(page.label)
+        _check_numbers(page.index, page.start, page.end)
         if page.start != at or page.end < at or (page.index != number and document.paged):
             raise ValueError(f"page {number} of {document.name!r} does not follow the one before")
         at = page.end
     if not document.pages or at != len(document.text):
         raise ValueError(f"the pages of {document.name!r} do not cover its text")
+    for row in document.unread:
+        check_text(row.what, row.reason)
+        _check_numbers(*() if row.page is None else (row.page,))
     _ordered(document.headings, len(document.text), document.name)
 
 
 def _ordered(headings: Sequence[Heading], n_chars: int, name: str) -> None:
     before = 0
     for heading in headings:
+        check_text(heading.title)
+        _check_numbers(heading.level, heading.start)
         if not before <= heading.start <= n_chars or heading.level < 1:
             raise ValueError(f"the heading {heading.title[:40]!r} of {name!r} is out of place")
         before = heading.start
+
+
+def check_text(*values: object) -> None:
+    """Raise ``ValueError`` unless all ``values`` are text that can be written down: no halves of
+    surrogate pairs, which JSON may spell."""
+    for value in values:
+        if not isinstance(value, str):
+            raise ValueError(f"{str(value)[:40]!r} is no text")
+        value.encode("utf-8")
+
+
+def _check_numbers(*values: object) -> None:
+    if not all(type(value) is int for value in values):
+        raise ValueError("a position is no whole number")

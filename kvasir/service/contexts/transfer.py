@@ -36,7 +36,7 @@ def routes(desk: Desk) -> APIRouter:
     )
     async def export(request: Request, context_id: str) -> Response:
         tenant = desk.caller(request).tenant
-        row = await desk.workers.run(0, lambda: library.find(tenant, context_id))
+        row = await desk.workers.in_catalog(lambda: library.find(tenant, context_id))
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", row.name or row.id).strip("-.") or row.id
         pieces = await desk.workers.apart(lambda: portable.export(library, row, desk.signing_key))
         return StreamingResponse(
@@ -104,8 +104,14 @@ def _free_name(desk: Desk, tenant: str, name: object) -> str | None:
 def _metadata(value: object) -> dict[str, str]:
     if not isinstance(value, dict):
         return {}
-    pairs = [(str(k)[:64], str(v)[:512]) for k, v in value.items()]
-    return dict(pairs[:16])
+    pairs = list(value.items())[:16]
+    return {_writable(key, 64): _writable(each, 512) for key, each in pairs}
+
+
+def _writable(value: object, most_chars: int) -> str:
+    """``value`` as text without halves of surrogate pairs, which JSON may spell and no answer could
+    say again."""
+    return str(value)[:most_chars].encode("utf-8", "replace").decode("utf-8")
 
 
 def _import_docs() -> dict[str, Any]:

@@ -90,6 +90,10 @@ MADE = Definition(
     section_tokens=512,
 )
 
+PAGE = {"index": 0, "label": "1", "start": 0, "end": 8}
+HEADING = {"level": 1, "title": "One", "start": 0}
+UNREAD = {"page": 1, "what": "page", "reason": "It is a picture."}
+
 
 def of(**fields: Any) -> Definition:
     return replace(MADE, documents=(replace(DOCUMENT, **fields), *MADE.documents[1:]))
@@ -166,10 +170,22 @@ def test_borders_between_fields_are_part_of_it() -> None:
                 {**DOCUMENT.to_json(), "headings": [{"level": 1, "title": "x", "start": 99}]}
             ]
         },
+        {"documents": [{**DOCUMENT.to_json(), "text": "One\ud800" + DOCUMENT.text[4:]}]},
+        {"documents": [{**DOCUMENT.to_json(), "name": "\udfff"}]},
+        {"documents": [{**DOCUMENT.to_json(), "encoding": 8}]},
+        {"documents": [{**DOCUMENT.to_json(), "unread": [UNREAD | {"page": "1"}]}]},
+        {"documents": [{**DOCUMENT.to_json(), "unread": [UNREAD | {"reason": None}]}]},
+        {"documents": [{**DOCUMENT.to_json(), "pages": [PAGE | {"label": 1}]}]},
+        {"documents": [{**DOCUMENT.to_json(), "pages": [PAGE | {"start": 0.0}]}]},
+        {"documents": [{**DOCUMENT.to_json(), "headings": [HEADING | {"title": ["a"]}]}]},
+        {"documents": [{**DOCUMENT.to_json(), "headings": [HEADING | {"level": True}]}]},
+        {"instructions": "\ud800"},
+        {"instructions": []},
         {"instructions": ["a"]},
         {"turns": [{"role": "system", "content": "x"}]},
         {"turns": [{"role": "assistant", "content": "x"}]},
         {"turns": [{"role": "user", "content": 5}]},
+        {"turns": [{"role": "user", "content": "\udc00"}]},
         {"turns": ["x"]},
         {"turns": 7},
         {"section_tokens": float("inf")},
