@@ -109,7 +109,7 @@ def routes(desk: Desk, identity: Identity) -> APIRouter:
 
     @router.delete(
         "/v1/admin/tenants/{name}",
-        **docs(RemovedReply, 404, 415, 500, 503),
+        **docs(RemovedReply, 404, 409, 415, 500, 503),
         summary="Remove a tenant with its keys, files, contexts and KV",
     )
     async def remove_tenant(name: str) -> Response:

@@ -91,7 +91,7 @@ async def _prepare(
     prompts = await desk.workers.run(
         size, lambda: [_read(desk, prompt, echo=bool(body.echo)) for prompt in body.prompt]
     )
-    known = [] if context is None else await desk.workers.run(0, lambda: ids_of(desk, context))
+    known = [] if context is None else await desk.workers.in_catalog(lambda: ids_of(desk, context))
     head = desk.head("cmpl", body.model)
     requests = [
         EngineRequest(

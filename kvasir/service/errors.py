@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from kvasir.contexts.asking import NotReady
+from kvasir.contexts.reading import StillReading
 from kvasir.contexts.store import StoreBroken
 from kvasir.core.errors import (
     CatalogUnavailable,
@@ -44,6 +45,7 @@ _STATUSES = {  # of codes that are not a 400
     "storage_full": 507,
 }
 _MOST_RETRY_S = 120.0
+_BUSY_S = 10.0  # until the reading of a context, which is to end, has ended
 CLIENT_CLOSED = 499  # the status that proxies record for a client that has gone; nobody reads it
 
 ErrorBody = dict[str, dict[str, str | None]]
@@ -178,8 +180,14 @@ def _known(error: KvasirError) -> ApiError | None:
             known = ApiError(409, said, param="name", code="name_taken")
         case StoreBroken():
             known = ApiError(500, said, kind="server_error", code="text_lost")
+        case StillReading():
+            headers = retry_after(_BUSY_S)
+            known = ApiError(
+                409, f"{said} Try again in a moment.", code="context_busy", headers=headers
+            )
         case CatalogUnavailable():
-            known = _unavailable(said)
+            log.error("%s", said)  # which names the database, and that is nobody's business
+            known = _unavailable()
         case EngineStopped():
             known = stopping()
         case _:
@@ -187,9 +195,14 @@ def _known(error: KvasirError) -> ApiError | None:
     return known
 
 
-def _unavailable(said: str) -> ApiError:
+def _unavailable() -> ApiError:
     return ApiError(
-        503, said, kind="server_error", code="catalog_unavailable", headers=retry_after(5.0)
+        503,
+        "The server's database cannot be used at the moment, so nothing was done. Try again soon; "
+        "its log says why.",
+        kind="server_error",
+        code="catalog_unavailable",
+        headers=retry_after(5.0),
     )
 
 

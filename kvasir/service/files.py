@@ -87,8 +87,7 @@ def routes(desk: Desk) -> APIRouter:
         purpose = page.extra.get("purpose")
         if purpose is not None:
             _purpose(purpose)
-        rows = await workers.run(
-            0,
+        rows = await workers.in_catalog(
             lambda: library.catalog.files.list(
                 tenant, page.after, page.limit + 1, page.order, purpose
             ),
@@ -114,7 +113,7 @@ def routes(desk: Desk) -> APIRouter:
     )
     async def content(request: Request, file_id: str) -> Response:
         row = await _find(desk, request, file_id)
-        text = await workers.run(row.n_chars, lambda: filing.text_of(library, row))
+        text = await workers.run(row.n_chars, lambda: filing.text_of(library, row).encode())
         return PlainTextResponse(text)
 
     @router.delete(
@@ -124,7 +123,7 @@ def routes(desk: Desk) -> APIRouter:
     )
     async def delete(request: Request, file_id: str) -> Response:
         row = await _find(desk, request, file_id)
-        await workers.run(0, lambda: filing.remove(library, row))
+        await workers.in_catalog(lambda: filing.remove(library, row))
         return _json(DeletedReply(id=row.id, object="file", deleted=True))
 
     return router
@@ -153,7 +152,7 @@ def file_reply(row: FileRow) -> FileReply:
 
 async def _find(desk: Desk, request: Request, file_id: str) -> FileRow:
     tenant = desk.caller(request).tenant
-    return await desk.workers.run(0, lambda: filing.find(desk.library, tenant, file_id))
+    return await desk.workers.in_catalog(lambda: filing.find(desk.library, tenant, file_id))
 
 
 def _json(reply: Reply) -> Response:

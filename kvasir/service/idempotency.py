@@ -25,14 +25,16 @@ _MAX_CHARS = 255
 async def once(
     desk: Desk,
     request: Request,
-    fingerprint: bytes,
+    said: Callable[[], bytes],
+    size: int,
     make: Callable[[], Awaitable[T]],
     id_of: Callable[[T], str],
     find: Callable[[str], Awaitable[T]],
 ) -> T:
     """What ``make`` gives, or what it gave to the same request before, which ``find`` looks up.
 
-    ``fingerprint`` is what the request says, without its key. Raises ``ApiError`` 400 for a key
+    ``said`` gives what the request says, without its key, of about ``size`` bytes; it is called on
+    a worker thread, and only where there is a key. Raises ``ApiError`` 400 for a key
     that is no key, 409 while the first request is still at work, 422 where the key was another
     request's.
     """
@@ -43,11 +45,10 @@ async def once(
         raise bad_request(f"An Idempotency-Key has 1 to {_MAX_CHARS} printable characters.", HEADER)
     library: Library = desk.library
     tenant = desk.caller(request).tenant
-    digest = hashlib.sha256(f"{request.method} {request.url.path}\n".encode() + fingerprint)
+    begins = f"{request.method} {request.url.path}\n".encode()
+    digest = await desk.workers.run(size, lambda: hashlib.sha256(begins + said()).hexdigest())
     keys = library.catalog.idempotency
-    claim = await desk.workers.run(
-        0, lambda: keys.claim(tenant, key, digest.hexdigest(), library.now())
-    )
+    claim = await desk.workers.in_catalog(lambda: keys.claim(tenant, key, digest, library.now()))
     if claim.state == "conflict":
         raise ApiError(
             422,
@@ -67,7 +68,7 @@ async def once(
     try:
         made = await make()
     except BaseException:
-        await desk.workers.run(0, lambda: keys.forget(tenant, key))
+        await desk.workers.in_catalog(lambda: keys.forget(tenant, key))
         raise
-    await desk.workers.run(0, lambda: keys.finish(tenant, key, id_of(made)))
+    await desk.workers.in_catalog(lambda: keys.finish(tenant, key, id_of(made)))
     return made

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -20,9 +22,12 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from kvasir.service.errors import ApiError, bad_request
 
+log = logging.getLogger(__name__)
+
 MAX_FIELD_BYTES = 16 * 1024
 _MAX_FIELDS = 32
 _MAX_NAME_CHARS = 255
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _IDLE_S = 60.0  # without a byte, the client is gone
 
 
@@ -42,7 +47,7 @@ async def received_form(request: Request, path: Path, cap_bytes: int) -> AsyncIt
     """The multipart form of ``request``, whose field ``file`` is written to ``path``; what is still
     there at the end of the block is removed. Raises ``ApiError`` 400, 408, 413 or 415."""
     boundary = _boundary(request)
-    try:
+    with _taken_back(path):
         with path.open("xb") as target:
             form = _Form(target, cap_bytes)
             parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
@@ -53,8 +58,6 @@ async def received_form(request: Request, path: Path, cap_bytes: int) -> AsyncIt
             except MultipartParseError as error:
                 raise bad_request(f"The form is not well-formed: {error}.", "file") from None
         yield form.finished(path)
-    finally:
-        path.unlink(missing_ok=True)
 
 
 @contextlib.asynccontextmanager
@@ -62,7 +65,7 @@ async def received_body(request: Request, path: Path, cap_bytes: int) -> AsyncIt
     """The body of ``request`` as it is, written to ``path``, as ``received_form`` does."""
     digest = hashlib.sha256()
     n_bytes = 0
-    try:
+    with _taken_back(path):
         with path.open("xb") as target:
             async for chunk in chunks_of(request):
                 n_bytes += len(chunk)
@@ -71,6 +74,24 @@ async def received_body(request: Request, path: Path, cap_bytes: int) -> AsyncIt
                 digest.update(chunk)
                 target.write(chunk)
         yield Received(path, n_bytes=n_bytes, sha256=digest.hexdigest())
+
+
+@contextlib.contextmanager
+def _taken_back(path: Path) -> Iterator[None]:
+    """What is still at ``path`` at the end of the block goes. A full disk is a 507."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        log.exception("there is no room for an upload")
+        raise ApiError(
+            507,
+            "The disk of this server has no room for it. Delete files or contexts, or ask whoever "
+            "runs it to make room.",
+            param="file",
+            code="storage_full",
+        ) from error
     finally:
         path.unlink(missing_ok=True)
 

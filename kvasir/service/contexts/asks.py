@@ -42,7 +42,7 @@ def routes(desk: Desk) -> APIRouter:
 
     async def usable(request: Request, context_id: str) -> ContextRow:
         tenant = desk.caller(request).tenant
-        row = await desk.workers.run(0, lambda: library.find(tenant, context_id))
+        row = await desk.workers.in_catalog(lambda: library.find(tenant, context_id))
         check_usable(library, row, desk.reader.eta_s(row.id))
         return row
 
@@ -96,7 +96,7 @@ def routes(desk: Desk) -> APIRouter:
     )
     async def search(request: Request, context_id: str) -> Response:
         tenant = desk.caller(request).tenant
-        row = await desk.workers.run(0, lambda: library.find(tenant, context_id))
+        row = await desk.workers.in_catalog(lambda: library.find(tenant, context_id))
         body = await desk.parse(request, SearchRequest, unsupported.NOTHING)
         found = await desk.workers.run(
             row.n_chars, lambda: ranker.search(row, body.query, body.max_num_results)

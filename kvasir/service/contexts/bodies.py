@@ -123,7 +123,9 @@ class ContextRequest(KeepingFields):
         default="kv",
         description="`text` keeps no KV: focused questions compute what they need.",
     )
-    tier: Literal["auto", "disk"] = "auto"
+    tier: Literal["auto", "disk"] = Field(
+        default="auto", description="`disk` refuses a server that could keep it in memory alone."
+    )
     section_tokens: Annotated[Whole, Field(ge=256, le=1_000_000)] | None = Field(
         default=None, description="Size of sections, where the documents do not fit the window."
     )

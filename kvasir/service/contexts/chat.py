@@ -53,11 +53,11 @@ async def asked_context(desk: Desk, request: Request, body: GenerationFields) ->
     if name is None:
         return None
     tenant, library = desk.caller(request).tenant, desk.library
-    row = await desk.workers.run(0, lambda: library.find(tenant, name))
+    row = await desk.workers.in_catalog(lambda: library.find(tenant, name))
     check_usable(library, row, desk.reader.eta_s(row.id))
     if not row.sectioned:
-        await desk.workers.run(
-            0, lambda: library.catalog.contexts.touch(tenant, row.id, library.now())
+        await desk.workers.in_catalog(
+            lambda: library.catalog.contexts.touch(tenant, row.id, library.now())
         )
     return row
 

@@ -40,7 +40,7 @@ def routes(desk: Desk) -> APIRouter:
     )
     async def events(request: Request, context_id: str) -> Response:
         tenant = desk.caller(request).tenant
-        row = await desk.workers.run(0, lambda: desk.library.find(tenant, context_id))
+        row = await desk.workers.in_catalog(lambda: desk.library.find(tenant, context_id))
         return stream_of(desk, row.id, tenant, after=_last_event(request))
 
     return router
@@ -57,9 +57,11 @@ async def _events(desk: Desk, context_id: str, tenant: str, after: int) -> Async
     library = desk.library
     while True:
         # the row is looked at first: an event that came between the two is then not missed
-        row = await desk.workers.run(0, lambda: library.catalog.contexts.get(tenant, context_id))
-        found = await desk.workers.run(
-            0, partial(library.catalog.events.after, context_id, after, _BATCH)
+        row = await desk.workers.in_catalog(
+            lambda: library.catalog.contexts.get(tenant, context_id)
+        )
+        found = await desk.workers.in_catalog(
+            partial(library.catalog.events.after, context_id, after, _BATCH)
         )
         for event in found:
             after = event.seq

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -13,8 +11,8 @@ from fastapi.responses import Response
 from kvasir.catalog.values import UNFINISHED, ContextRow
 from kvasir.contexts import creating, keeping
 from kvasir.contexts.creating import Wanted
-from kvasir.contexts.promise import NoRoom, check_room
-from kvasir.contexts.reading import StillReading
+from kvasir.contexts.progress import tell_end
+from kvasir.contexts.promise import NoRoom
 from kvasir.service import unsupported
 from kvasir.service.contexts.bodies import ContextPatch, ContextRequest, ForkRequest
 from kvasir.service.contexts.events import stream_of
@@ -31,7 +29,7 @@ from kvasir.service.contexts.replies import (
 )
 from kvasir.service.contexts.wishes import fork_of, wanted_of
 from kvasir.service.desk import Desk
-from kvasir.service.errors import ApiError, bad_request, retry_after
+from kvasir.service.errors import bad_request
 from kvasir.service.idempotency import once
 from kvasir.service.listing import page_of
 from kvasir.service.openapi import body_docs, docs
@@ -54,14 +52,13 @@ def routes(desk: Desk) -> APIRouter:
     async def create(request: Request) -> Response:
         body = await desk.parse(request, ContextRequest, unsupported.NOTHING)
         tenant = desk.caller(request).tenant
-        size = sum(len(item.text or "") for item in body.input)
 
         def wanted() -> Wanted:
             return wanted_of(desk.library, tenant, body)
 
         if body.dry_run:
             return _json(await desk.workers.apart(lambda: shelf.forecast(wanted())))
-        return await shelf.make(request, body, bool(body.stream), size, wanted)
+        return await shelf.make(request, body, bool(body.stream), wanted)
 
     @router.get(
         "/v1/contexts",
@@ -73,8 +70,8 @@ def routes(desk: Desk) -> APIRouter:
         tenant = desk.caller(request).tenant
         page = page_of(request, extra=("status", "origin"))
         return _json(
-            await desk.workers.run(
-                0, lambda: shelf.page(tenant, page.after, page.limit, page.order, page.extra)
+            await desk.workers.in_catalog(
+                lambda: shelf.page(tenant, page.after, page.limit, page.order, page.extra)
             )
         )
 
@@ -85,7 +82,7 @@ def routes(desk: Desk) -> APIRouter:
     async def change(request: Request, context_id: str) -> Response:
         row = await shelf.find(request, context_id)
         body = await desk.parse(request, ContextPatch, unsupported.NOTHING)
-        return _json(shelf.reply(await desk.workers.run(0, lambda: shelf.change(row, body))))
+        return _json(shelf.reply(await desk.workers.in_catalog(lambda: shelf.change(row, body))))
 
     described = body_docs(ContextPatch, ContextReply, _ERRORS)
     summary = "Rename, renew, pin or unpin a context; counts as a use"
@@ -101,17 +98,17 @@ def routes(desk: Desk) -> APIRouter:
     )
     async def delete(request: Request, context_id: str) -> Response:
         row = await shelf.find(request, context_id)
-        await desk.workers.apart(lambda: shelf.delete(row))
+        await desk.workers.in_catalog(lambda: shelf.delete(row))
         return _json(DeletedReply(id=row.id, object="context", deleted=True))
 
     @router.post(
         "/v1/contexts/{context_id}/cancel",
-        **docs(ContextReply, 404, 415, 500),
+        **docs(ContextReply, 404, 409, 415, 500),
         summary="Stop reading; what was read is kept, and creating it again goes on",
     )
     async def cancel(request: Request, context_id: str) -> Response:
         row = await shelf.find(request, context_id)
-        return _json(shelf.reply(await desk.workers.apart(lambda: shelf.cancel(row))))
+        return _json(shelf.reply(await desk.workers.in_catalog(lambda: shelf.cancel(row))))
 
     @router.post(
         "/v1/contexts/{context_id}/fork",
@@ -125,7 +122,7 @@ def routes(desk: Desk) -> APIRouter:
         def wanted() -> Wanted:
             return fork_of(desk.library, parent, body)
 
-        return await shelf.make(request, body, bool(body.stream), parent.n_chars, wanted)
+        return await shelf.make(request, body, bool(body.stream), wanted)
 
     @router.get(
         "/v1/contexts/{context_id}/sections",
@@ -134,8 +131,8 @@ def routes(desk: Desk) -> APIRouter:
     )
     async def sections(request: Request, context_id: str) -> Response:
         row = await shelf.find(request, context_id)
-        rows = await desk.workers.run(0, lambda: desk.library.catalog.contexts.sections(row.id))
-        return _json(SectionListReply(object="list", data=[section_reply(each) for each in rows]))
+        wire = await desk.workers.in_catalog(lambda: shelf.sections(row))
+        return Response(wire, media_type="application/json")
 
     return router
 
@@ -155,21 +152,24 @@ class Shelf:
     async def find(self, request: Request, context_id: str) -> ContextRow:
         """The caller's context of that id or name."""
         tenant = self._desk.caller(request).tenant
-        return await self._desk.workers.run(0, lambda: self._library.find(tenant, context_id))
+        return await self._desk.workers.in_catalog(lambda: self._library.find(tenant, context_id))
 
     async def make(
         self,
         request: Request,
         body: ContextRequest | ForkRequest,
         stream: bool,
-        size: int,
         wanted: Callable[[], Wanted],
     ) -> Response:
         """Create what is wanted, once for an idempotency key, and answer with it or its events."""
+        after = 0
 
         def create() -> ContextRow:
+            nonlocal after
             row, unread = creating.create(self._library, wanted())
             if unread:
+                # how readings before this one ended is not told again
+                after = self._library.catalog.events.last(row.id)
                 self._reader.take(row)
             return row
 
@@ -179,21 +179,28 @@ class Shelf:
         async def find(context_id: str) -> ContextRow:
             return await self.find(request, context_id)
 
-        said = hashlib.sha256(body.model_dump_json().encode()).digest()
-        row = await once(self._desk, request, said, make, lambda made: made.id, find)
+        def said() -> bytes:
+            return body.model_dump_json().encode()
+
+        size = sum(len(item.text or "") for item in body.input)
+        row = await once(self._desk, request, said, size, make, lambda made: made.id, find)
         if stream:
-            return stream_of(self._desk, row.id, row.tenant, after=0)
+            return stream_of(self._desk, row.id, row.tenant, after=after)
         return _json(self.reply(row))
+
+    def sections(self, row: ContextRow) -> bytes:
+        """The sections of ``row``, of which there may be very many, as they go over the wire."""
+        rows = self._library.catalog.contexts.sections(row.id)
+        return SectionListReply(object="list", data=[section_reply(each) for each in rows]).wire()
 
     def forecast(self, wanted: Wanted) -> ForecastReply:
         """What it would take; nothing is done."""
         plan = creating.plan(self._library, wanted)
         refusal = None
-        if plan.existing is None and wanted.keep == "kv":
-            try:
-                check_room(self._library, wanted.tenant, plan.forecast.n_bytes)
-            except NoRoom as error:
-                refusal = str(error)
+        try:
+            creating.check_promise(self._library, wanted, plan.forecast.n_bytes, plan.existing)
+        except NoRoom as error:
+            refusal = str(error)
         unread = creating.unread_of(wanted, plan.outline)
         return forecast_reply(
             plan.fingerprint,
@@ -249,31 +256,16 @@ class Shelf:
 
     def cancel(self, row: ContextRow) -> ContextRow:
         """End the reading of ``row``."""
-        with self._stopped(row), self._library.turn:
+        with self._reader.stopped(row, _CANCEL_S), self._library.turn:
             row = self._library.find(row.tenant, row.id)
             if row.status in UNFINISHED:  # though nobody reads it
-                contexts = self._library.catalog.contexts
-                row = contexts.update(row.tenant, row.id, status="cancelled") or row
-            return row
+                tell_end(self._library, row, "cancelled", None)
+            return self._library.find(row.tenant, row.id)
 
     def delete(self, row: ContextRow) -> None:
         """Forget ``row``, after its reading has ended."""
-        with self._stopped(row):
+        with self._reader.stopped(row, _CANCEL_S):
             keeping.delete(self._library, row)
-
-    @contextlib.contextmanager
-    def _stopped(self, row: ContextRow) -> Iterator[None]:
-        """Nobody reads ``row`` while the block runs."""
-        try:
-            with self._reader.stopped(row, _CANCEL_S):
-                yield
-        except StillReading as error:
-            raise ApiError(
-                409,
-                f"{error} Try again in a moment.",
-                code="context_busy",
-                headers=retry_after(_CANCEL_S),
-            ) from error
 
 
 def _json(reply: Reply) -> Response:

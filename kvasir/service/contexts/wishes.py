@@ -12,14 +12,25 @@ from kvasir.contexts.definition import Definition
 from kvasir.contexts.layout import Message as Turn
 from kvasir.contexts.library import Library
 from kvasir.contexts.outline import default_section_tokens
+from kvasir.contexts.promise import NoRoom, disk
 from kvasir.core.errors import RequestError
+from kvasir.documents.limits import MIB
 from kvasir.documents.values import Document, Page
 from kvasir.service.contexts.bodies import ContextRequest, ForkRequest, InputItem
 from kvasir.service.schemas import Message
 
+MOST_CHARS = 128 * MIB  # of all documents of a context: as many as one file may give
+
 
 def wanted_of(library: Library, tenant: str, body: ContextRequest) -> Wanted:
-    """What ``body`` asks for. Raises ``RequestError`` where a file is not there or is no text."""
+    """What ``body`` asks for. Raises ``RequestError`` where a file is not there or is no text, and
+    ``NoRoom`` where it has to be on a disk that there is not."""
+    if body.tier == "disk" and body.keep == "kv" and disk(library) is None:
+        raise NoRoom(
+            "Nothing can be kept on disk: this server has no disk tier, or it has failed. Start it "
+            "with --disk-gib above 0, or leave tier out; it is kept in memory then, for as long "
+            "as the server runs and has room."
+        )
     documents, file_ids, unread = _documents(library, tenant, body.input, body.file_ids)
     definition = Definition(
         documents=documents,
@@ -45,7 +56,9 @@ def fork_of(library: Library, parent: ContextRow, body: ForkRequest) -> Wanted:
     """The child of ``parent`` that ``body`` asks for: what it adds stands behind all of the
     parent's. Raises ``RequestError``."""
     before = library.definition(parent)
-    documents, file_ids, unread = _documents(library, parent.tenant, body.input, body.file_ids)
+    documents, file_ids, unread = _documents(
+        library, parent.tenant, body.input, body.file_ids, before.n_chars
+    )
     if documents and before.turns:
         raise RequestError(
             "This context has turns behind its documents, so a further document would stand before "
@@ -83,24 +96,42 @@ def fork_of(library: Library, parent: ContextRow, body: ForkRequest) -> Wanted:
 
 
 def _documents(
-    library: Library, tenant: str, items: Sequence[InputItem], file_ids: Sequence[str]
+    library: Library,
+    tenant: str,
+    items: Sequence[InputItem],
+    file_ids: Sequence[str],
+    n_chars: int = 0,
 ) -> tuple[tuple[Document, ...], tuple[str, ...], tuple[Mapping[str, Any], ...]]:
-    """The documents of ``items`` and of the files behind them; ids of files; what was not read."""
+    """The documents of ``items`` and of the files behind them; ids of files; what was not read.
+    They follow documents of ``n_chars`` characters."""
     documents: list[Document] = []
     files: list[str] = []
     unread: list[Mapping[str, Any]] = []
     sources: list[InputItem | str] = [*items, *file_ids]
     for number, item in enumerate(sources, start=1):
         if isinstance(item, InputItem) and item.type == "input_text":
+            n_chars += len(item.text or "")
+            _check_size(n_chars)
             documents.append(_text(item, number))
             continue
         file_id = item if isinstance(item, str) else item.file_id or ""
         row = filing.find(library, tenant, file_id)
+        n_chars += row.n_chars
+        _check_size(n_chars)  # before its text is in memory; a file may be named many times
         extraction = filing.extracted(library, row)
         documents += extraction.documents
         files.append(row.id)
         unread += [each for each in row.unread if each.get("document") is None]
     return tuple(documents), tuple(files), tuple(unread)
+
+
+def _check_size(n_chars: int) -> None:
+    if n_chars > MOST_CHARS:
+        raise RequestError(
+            f"Together the documents have more than the {MOST_CHARS:,} characters that a context "
+            "may have. Make several contexts of them.",
+            param="input",
+        )
 
 
 def _text(item: InputItem, number: int) -> Document:
