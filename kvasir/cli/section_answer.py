@@ -43,7 +43,7 @@ def print_section_answer(contexts: Contexts, context: Context, question: Mapping
                     answer = event.data
     if answer is None:
         raise KvasirError("the answer ended before it began; ask again")
-    print(answer_text(answer))
+    print(show.printable(answer_text(answer)))
     sys.stdout.flush()
     for line in account_lines(answer):
         show.note(line)

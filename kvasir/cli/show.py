@@ -6,6 +6,7 @@ Invariant: everything here goes to stderr; stdout carries answers alone.
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 
@@ -14,6 +15,7 @@ from kvasir.cli.client import AnswerEnd, ReadProgress
 Update = Callable[[int, int], None]  # called with what is done and the total
 Counted = Callable[[int, str], None]  # called with what is done and what came of it
 
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
 _GIB = 2**30
 _MIB = 2**20
 _KIB = 2**10
@@ -31,9 +33,14 @@ def count(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
+def printable(text: str) -> str:
+    """``text`` without control characters: a document may say anything, and not to a terminal."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def note(text: str) -> None:
     """A line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -165,6 +165,16 @@ def test_stdout_has_the_answer_and_stderr_the_account(capsys: pytest.CaptureFixt
     assert "3 of 3 sections asked" in err
 
 
+def test_no_document_speaks_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = passage("Truth.\x1b]52;c;cm0gLXJm\x07 \x9b2J")
+    hostile["title_path"] = ["\x1b[2J"]
+    told = Told(*EVENTS, Happening("answer", 0, answer([hostile], answer="In\x1b[8m May.")))
+    print_section_answer(told, context(), {"question": "When?"})  # type: ignore[arg-type]
+    out, err = capsys.readouterr()
+    assert "Truth." in out
+    assert not [c for c in out + err if not c.isprintable() and c != "\n"]
+
+
 def test_an_answer_that_breaks_off_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     for told in (Told(*EVENTS), Told(*EVENTS, ServerError("gone"))):
         with pytest.raises(KvasirError):
