@@ -195,7 +195,9 @@ class EngineClient:
             try:
                 return future.result(timeout=1.0)
             except TimeoutError:
-                if not self._thread.is_alive() and not future.done():
+                if future.done():  # what it was given may be a TimeoutError itself
+                    return future.result()
+                if not self._thread.is_alive():
                     raise EngineStopped("the engine has been stopped") from None
 
     def moves_ended(self) -> None:
