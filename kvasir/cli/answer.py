@@ -65,7 +65,7 @@ def _print(events: Iterator[ChatEvent]) -> str:
                     bar.close()
                     first_text_s = first_text_s or time.monotonic() - began_s
                     pieces.append(text)
-                    print(text, end="", flush=True)
+                    print(show.printable(text), end="", flush=True)
                 case AnswerEnd():
                     end = event
     if pieces and not pieces[-1].endswith("\n"):

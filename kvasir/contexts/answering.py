@@ -123,6 +123,13 @@ def _shown(passages: Sequence[Citation], n: int) -> tuple[Citation, ...]:
     return tuple(verified[:n] or passages[: min(n, _UNVERIFIED_SHOWN)])
 
 
+def _quoted(passages: Sequence[Citation], answer: str) -> tuple[Citation, ...]:
+    """Verified passages before the others. An answer that is one sentence was looked for as a
+    whole; where it does not stand in the text it is an answer and no false quote."""
+    given = [p for p in passages if p.verified or p.text not in (answer, *answer.splitlines())]
+    return tuple(sorted(given, key=lambda passage: not passage.verified))
+
+
 def _answered(
     told: Sequence[SectionAnswer],
     passages: Sequence[Citation],
@@ -186,7 +193,7 @@ def _whole(
         on_disk = done.usage.reused_by_tier.get(Tier.DISK, 0)
         yield Answered(
             answer=text,
-            passages=tuple(p for p in passages if p.verified)[: question.n_passages],
+            passages=_quoted(passages, text)[: question.n_passages],
             closest=ranker.closest(row, definition, question.text, _CLOSEST),
             n_found=int(any(p.verified for p in passages)),
             n_unverified=int(bool(passages) and not any(p.verified for p in passages)),

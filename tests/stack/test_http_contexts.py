@@ -239,7 +239,9 @@ def test_a_text_longer_than_the_window_is_swept_without_missing_a_section(made: 
         prompt = [*unpacked(ids[section["index"]]), *tail]
         said = expected_answer(namespace_of_local(made), prompt, MAX_TOKENS, vocab_size=95)
         text = made.served.codec.tokenizer.decode(said).strip()
-        assert section["answer"] == (text.rpartition(" ")[0] or text), "the cut off word is left out"
+        assert section["answer"] == (text.rpartition(" ")[0] or text), (
+            "the cut off word is left out"
+        )
         # a block or two may be computed sooner than they are loaded
         reused = section["reused_from_memory"] + section["reused_from_disk"]
         assert reused >= len(prompt) - len(tail) - 3 * BLOCK_TOKENS
@@ -258,6 +260,15 @@ def test_a_stream_tells_every_section_and_then_the_answer(made: World) -> None:
             json={"context": "long", "messages": [{"role": "user", "content": "When?"}]},
         ).json()
         assert "The model's answer:" in chat["choices"][0]["message"]["content"]
+        refused = http.post(
+            "/v1/chat/completions",
+            json={
+                "context": "long",
+                "messages": [{"role": "user", "content": "When?"}],
+                "stop": ["."],
+            },
+        )
+        assert refused.json()["error"]["code"] == "unsupported_parameter"
         found = http.post("/v1/contexts/long/search", json={"query": "year 1733"}).json()
         assert "1733" in found["data"][0]["content"][0]["text"]
 

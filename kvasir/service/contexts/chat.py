@@ -81,6 +81,19 @@ async def answer_in_sections(
         )
     if body.choices != 1:
         raise bad_request("A context of sections gives one answer; leave n out.", "n")
+    for name, given in (
+        ("logprobs", body.logprobs),
+        ("stop", body.stop),
+        ("stop_token_ids", body.stop_token_ids),
+        ("logit_bias", body.logit_bias),
+    ):
+        if given:
+            raise bad_request(
+                "A context of sections is asked many short questions, whose quotes are looked for "
+                f"in the text; {name!r} cannot be applied to what comes of them. Leave it out.",
+                name,
+                "unsupported_parameter",
+            )
     question = Question(text=asked[0].content)
     writer = AnswerWriter(row)
     head = desk.head("chatcmpl", body.model)

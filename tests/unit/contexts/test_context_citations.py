@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvasir.catalog.values import SectionRow
+from kvasir.contexts.answering import _quoted
 from kvasir.contexts.batch import Done
-from kvasir.contexts.citations import citation_at, citations_in, place
+from kvasir.contexts.citations import Citation, citation_at, citations_in, place
 from kvasir.contexts.definition import Definition
 from kvasir.contexts.outline import WHOLE
 from kvasir.contexts.sweep import _judged
@@ -118,3 +119,16 @@ def test_a_section_has_found_what_it_can_show(
     assert (told.computed_tokens, told.memory_tokens, told.disk_tokens) == (10, 10, 30)
     failed = _judged(made.library, MADE, EARLY, replace(done, problem="too long"))
     assert (failed.outcome, failed.problem, failed.passages) == ("failed", "too long", ())
+
+
+def test_what_a_whole_answer_quotes_falsely_is_shown_and_what_it_says_is_not() -> None:
+    def passage(text: str, verified: bool) -> Citation:
+        return Citation(
+            text=text, verified=verified, document=0, name="a", start=0, end=1, page=0,
+            page_label=None,
+        )  # fmt: skip
+
+    answer = 'It says "never in May". It was May.'
+    false, true = passage("never in May", False), passage("It was May.", True)
+    assert _quoted([false, true], answer) == (true, false)
+    assert _quoted([passage("It was June.", False)], "It was June.") == ()
