@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from context_library import Made, opened
@@ -124,7 +125,7 @@ def test_a_full_queue_is_waited_for_and_the_width_is_kept(refusals: list[int], w
 
 def test_the_time_that_a_full_queue_names_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(batch.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(batch, "time", SimpleNamespace(monotonic=lambda: now[0]))
     submitted_at: list[float] = []
 
     def answer(id_: str, attempt: int) -> Sequence[Event]:

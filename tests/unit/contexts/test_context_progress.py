@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from context_library import Made, opened
@@ -32,7 +33,8 @@ def row(made: Made) -> ContextRow:
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What the clock says that speed is measured by."""
     at = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: at[0])
+    # the module's own name: the clock itself belongs to every thread, and to other tests' servers
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: at[0]))
     return at
 
 
