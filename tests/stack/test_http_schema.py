@@ -64,6 +64,8 @@ def try_out(
     def conforms(case: schemathesis.Case) -> None:
         if mode is GenerationMode.POSITIVE and isinstance(case.body, dict) and "model" in case.body:
             case.body["model"] = "virtual"  # else nearly everything is a 404
+        if isinstance(case.body, dict) and case.body.get("tier") == "disk":
+            case.body["tier"] = "auto"  # this server has no disk, and says so with a 507
         response = case.call(base_url=url, timeout=30)
         statuses[response.status_code] += 1
         case.validate_response(response, checks=CHECKS)
