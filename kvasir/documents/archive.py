@@ -26,7 +26,7 @@ _LOCAL_HEADER_BYTES = 30
 BROKEN = (  # what zipfile raises for archives that are not as they should be
     zipfile.BadZipFile,
     zlib.error,
-    NotImplementedError,
+    NotImplementedError,  # a way of compressing that it does not know
     OSError,
     EOFError,
     ValueError,

@@ -4,13 +4,11 @@ is refused. Answers are functions of every token that was read, so wrong KV give
 from __future__ import annotations
 
 import hmac
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx2
 import pytest
+from context_calls import completed, create
 from virtual_server import BLOCK_TOKENS, World, world
 
 from kvasir.contexts.outline import unpacked
@@ -30,22 +28,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(home: Path) -> Iterator[World]:
     with world(stored=Config(home=home, disk_gib=1)) as one:
         yield one
-
-
-def create(http: httpx2.Client, **body: Any) -> dict[str, Any]:
-    reply = http.post("/v1/contexts", json=body)
-    assert reply.status_code == 200, reply.text
-    return dict(reply.json())
-
-
-def completed(http: httpx2.Client, context_id: str) -> dict[str, Any]:
-    until_s = time.monotonic() + 30
-    while time.monotonic() < until_s:
-        one = dict(http.get(f"/v1/contexts/{context_id}").json())
-        if one["status"] not in ("queued", "in_progress"):
-            return one
-        time.sleep(0.02)
-    raise AssertionError("it is still being read")
 
 
 def text_input(text: str = TEXT, title: str = "a.txt") -> list[dict[str, str]]:

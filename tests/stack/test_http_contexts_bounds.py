@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx2
 import pytest
+from context_calls import completed, create
 from virtual_server import World, world
 
 from kvasir.contexts import filing
@@ -24,22 +22,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     home: Path = tmp_path_factory.mktemp("home")
     with world(stored=Config(home=home, disk_gib=1)) as one:
         yield one
-
-
-def create(http: httpx2.Client, **body: Any) -> dict[str, Any]:
-    reply = http.post("/v1/contexts", json=body)
-    assert reply.status_code == 200, reply.text
-    return dict(reply.json())
-
-
-def completed(http: httpx2.Client, context_id: str) -> dict[str, Any]:
-    until_s = time.monotonic() + 30
-    while time.monotonic() < until_s:
-        one = dict(http.get(f"/v1/contexts/{context_id}").json())
-        if one["status"] not in ("queued", "in_progress"):
-            return one
-        time.sleep(0.02)
-    raise AssertionError("it is still being read")
 
 
 def text_input(text: str = "The raven came in May. " * 20) -> list[dict[str, str]]:
